@@ -1,0 +1,36 @@
+"""The program inside every sandbox. Standard library only, Python 3.8+, so that it runs in any image.
+
+It is packed into one file (``guest.pyz``) and put beside its socket in the one directory that a sandbox shares with
+its node. It hosts an environment in a process of its own, runs commands, moves files, and answers probes.
+
+Wire: one JSON object per line, UTF-8, both ways, over a unix stream socket (or over standard input and output where
+a socket cannot cross). Any number of connections, any number of requests in flight on each; ``id`` pairs them.
+
+    → {"id": 7, "op": "env.step", "epoch": 1, "seq": 3, "action": "go to fridge 1"}
+    ← {"id": 7, "ok": true, "value": {"observation": …, "reward": 0.0, "terminated": false, "truncated": false, "info": {…}}}
+    ← {"id": 7, "ok": false, "error": {"type": "urn:rock:environment-error", "detail": …, "hint": …, "cause": …}}
+
+Error types are the codes of ``rock.domain.errors``. Operations (fields → value):
+
+    hello         → {"protocol": 1, "pid", "python", "env": "none|loading|ready|dead", "epoch"}
+    ping          → {"t": monotonic seconds, "env": as above, "busy_s": seconds the env has been in its present call, or 0}
+    bind          epoch → {}            node only: requests that carry a lower epoch are refused as stale-epoch from now on
+    env.reset     seq, task, seed, options → {"observation", "info"}
+    env.step      seq, action → {"observation", "reward", "terminated", "truncated", "info"}
+    env.call      method, args → {"value"}
+    env.close     → {}
+    shell.open    [cwd, environ] → {"shell": id}
+    shell.run     shell, command, timeout_s, max_output_bytes → {"exit_code", "output", "truncated", "timed_out", "duration_s"}
+    shell.close   shell → {}
+    exec          argv, [cwd, environ, stdin_b64], timeout_s, max_output_bytes
+                  → {"exit_code", "stdout", "stderr", "truncated", "timed_out", "duration_s"}
+    file.read     path, [offset, length] → {"data_b64", "eof"}
+    file.write    path, data_b64, [append, mode] → {"size_bytes"}
+    file.list     path → {"entries": [{"name", "kind", "size_bytes", "mtime_s"}]}
+    log           [lines] → {"lines": […]}   the last lines of the guest's and the env process's own output
+    shutdown      → {}
+
+``seq`` counts the env requests of an episode from 0 (the reset). A repeated ``seq`` with the same request returns the
+cached result and does not act again; an older one or a gap is refused as ``conflict``. Output is text, decoded as UTF-8
+with replacement.
+"""

@@ -1,0 +1,32 @@
+"""The protocol an environment implements. Standard library only, Python 3.8+.
+
+An environment is a class named by the ``entry`` of its ``env.toml``. The guest makes one instance in a process of its
+own and calls it from one thread. Anything it raises ends the episode as *void*, never as reward 0; an action that the
+agent got wrong is no error but an ordinary step (say so in the observation).
+"""
+
+from typing import Any, Dict, Tuple
+
+StepResult = Tuple[Any, float, bool, bool, Dict[str, Any]]
+
+
+class Env:
+    """Base class; subclassing is optional, the methods are what counts."""
+
+    def reset(self, task: str, seed: int, options: Dict[str, Any]) -> Tuple[Any, Dict[str, Any]]:
+        """Start the episode of ``task``; the same (task, seed, options) must give the same episode.
+
+        Returns (observation, info), both JSON-serialisable. Raise KeyError for an unknown task.
+        """
+        raise NotImplementedError
+
+    def step(self, action: Any) -> StepResult:
+        """(observation, reward, terminated, truncated, info), as in Gymnasium. ``info["success"]`` is a bool on the last step."""
+        raise NotImplementedError
+
+    def call(self, method: str, args: Dict[str, Any]) -> Any:
+        """Anything beside the episode (demonstrations, state for debugging). Raise LookupError for an unknown method."""
+        raise LookupError(method)
+
+    def close(self) -> None:
+        """Called once before the process ends, when it ends in order."""

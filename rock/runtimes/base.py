@@ -1,0 +1,83 @@
+"""What a runtime is: the one thing that knows how to make an isolated process tree, and nothing about why.
+
+Invariants every runtime keeps: what it starts carries the instance's and the sandbox's id, so that a later process can
+find it again (`list_owned`); `stop` is idempotent and returns only when nothing is left; no call blocks the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rock.wire.models import SandboxSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether the runtime can be used here; if not, why, and the command that mends it."""
+
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the runtime sees of one sandbox."""
+
+    sandbox_id: str
+    handle: str
+    running: bool
+    paused: bool = False
+    exit_code: int | None = None
+    oom_killed: bool = False
+    spec_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeEvent:
+    """A hint that something happened; the reconcile loop would find it too, only later."""
+
+    sandbox_id: str
+    kind: str  # "died", "oom"
+    exit_code: int | None = None
+
+
+class Runtime(Protocol):
+    name: str
+
+    async def check(self) -> Availability: ...
+
+    async def ensure_image(self, image: str) -> None:
+        """Raises ImageNotFound (with what to do) unless sandboxes of ``image`` can be started now."""
+        ...
+
+    async def start(self, sandbox_id: str, spec: SandboxSpec, shared_dir: Path) -> str:
+        """Start the guest in a new sandbox; returns the handle as soon as the process exists.
+
+        ``shared_dir`` on the host is the one directory that both sides see (inside: ``/run/rock``); it holds
+        ``guest.pyz`` and the guest makes ``guest.sock`` there. Raises ImageNotFound, RuntimeUnavailable, InvalidRequest.
+        """
+        ...
+
+    async def stop(self, handle: str) -> None:
+        """Kill and remove, with everything it started. No error if it is gone already."""
+        ...
+
+    async def inspect(self, handle: str) -> Observed | None:
+        """None when nothing of it is left."""
+        ...
+
+    async def list_owned(self) -> Sequence[Observed]:
+        """Every sandbox of this instance that exists, whoever started it."""
+        ...
+
+    async def logs(self, handle: str, lines: int) -> Sequence[str]: ...
+
+    def watch(self) -> AsyncIterator[RuntimeEvent]:
+        """Events until the iterator is closed. Reconnects by itself; may miss events, and the caller must not mind."""
+        ...
+
+    async def close(self) -> None: ...

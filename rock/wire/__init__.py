@@ -1,0 +1,1 @@
+"""The messages on the wire: pydantic models shared by api, sdk, node and control."""

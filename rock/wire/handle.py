@@ -1,0 +1,50 @@
+"""The handle through which control knows a node, wherever the node lives. ``cluster/`` provides implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from rock.wire.models import EventView, ExecRequest, ExecResult, NodeView, SandboxSpec, SandboxView
+
+
+class NodeHandle(Protocol):
+    """One machine's node as control sees it. Every method raises errors of ``rock.domain.errors`` only."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def view(self) -> NodeView: ...
+
+    async def claim(
+        self, spec: SandboxSpec, *, lease_id: str, token: str, epoch: int, run_id: str, wait_s: float
+    ) -> SandboxView:
+        """A ready sandbox of ``spec``, now held by the lease; from the warm pool if it has one, else started.
+
+        Raises: ImageNotFound, RuntimeUnavailable, CapacityExceeded (nothing within ``wait_s``), InvalidRequest.
+        """
+        ...
+
+    async def release(self, sandbox_id: str, *, reason: str) -> None:
+        """End its use for good. Idempotent: an unknown or gone sandbox is no error."""
+        ...
+
+    async def sandboxes(self) -> Sequence[SandboxView]: ...
+
+    async def sandbox(self, sandbox_id: str) -> SandboxView: ...
+
+    async def exec(self, sandbox_id: str, request: ExecRequest) -> ExecResult: ...
+
+    async def logs(self, sandbox_id: str, lines: int) -> Sequence[str]: ...
+
+    async def set_pool(self, spec: SandboxSpec, target: int) -> None:
+        """Keep ``target`` ready sandboxes of ``spec``; 0 drains the pool."""
+        ...
+
+    def on_change(self, callback: Callable[[SandboxView], None]) -> None:
+        """Call back, on the node's loop, after every change of a sandbox's state. A hint only: control reconciles as well."""
+        ...
+
+    def on_event(self, callback: Callable[[EventView], None]) -> None: ...
+
+    async def close(self, *, keep_sandboxes: bool = False) -> None: ...

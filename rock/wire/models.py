@@ -1,0 +1,334 @@
+"""Requests and views of the API. Frozen; unknown keys are errors; times are UTC datetimes, durations end in ``_s``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rock.domain.outcome import LedgerState
+from rock.domain.sandbox import SandboxState
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- sandboxes -------------------------------------------------------------------------------------------------------
+
+
+class Limits(Message):
+    """What a sandbox may use at most. Memory includes swap: there is none beyond it."""
+
+    cpus: Annotated[float, Field(gt=0, le=256)] = 1.0
+    memory_bytes: Annotated[int, Field(ge=16 << 20)] = 512 << 20
+    pids: Annotated[int, Field(ge=8)] = 128
+    tmpfs_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    open_files: Annotated[int, Field(ge=64)] = 1024
+    file_size_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+
+
+class SandboxSpec(Message):
+    """Everything that decides what a sandbox is. Two equal specs are interchangeable, so a spec is a pool's key."""
+
+    image: str
+    """Docker tag, or under bubblewrap the name of a bundle or ``host``."""
+    env: str = ""
+    """Environment hosted by the guest, as the environment's name; empty for a plain sandbox."""
+    entry: str = ""
+    """``module:Class`` of the environment, importable inside the sandbox."""
+    python_path: tuple[str, ...] = ()
+    """Directories inside the sandbox put on the env process's module path."""
+    environ: dict[str, str] = Field(default_factory=dict)
+    limits: Limits = Limits()
+    network: Literal["none", "bridge"] = "none"
+    read_only: bool = True
+    user: str = ""
+    """``uid:gid`` inside; empty means an unprivileged user chosen by the runtime."""
+    workdir: str = "/tmp"
+
+    @property
+    def digest(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """The settings that are less safe than the default, for people to see."""
+        out = []
+        if self.network != "none":
+            out.append(f"network={self.network}")
+        if not self.read_only:
+            out.append("writable root")
+        if self.user.split(":")[0] in {"0", "root"}:
+            out.append("user=root")
+        return tuple(out)
+
+
+class Endpoint(Message):
+    """Where a sandbox's guest is reached. On the node's own machine the socket is quicker; the gateway always works."""
+
+    node: str
+    socket_path: str = ""
+    gateway_host: str = ""
+    gateway_port: int = 0
+
+
+class Evidence(Message):
+    """What was known when a sandbox failed. Kept with it for good."""
+
+    cause: str
+    """Short and stable, for counting: ``exited``, ``oom``, ``probe``, ``start_timeout``, ``removed``, ``start_failed``…"""
+    detail: str = ""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    last_output: tuple[str, ...] = ()
+
+
+class SandboxView(Message):
+    id: str
+    state: SandboxState
+    node: str
+    runtime: str
+    spec: SandboxSpec
+    lease_id: str = ""
+    run_id: str = ""
+    created_at: datetime
+    changed_at: datetime
+    start_s: float | None = None
+    """Seconds from the runtime's start call to the guest's first answer."""
+    handle: str = ""
+    """The runtime's own name of it: a container id, a process id."""
+    evidence: Evidence | None = None
+
+
+class NodeView(Message):
+    name: str
+    runtime: str
+    healthy: bool
+    detail: str = ""
+    sandboxes: dict[SandboxState, int] = Field(default_factory=dict)
+    capacity: int
+    cpu_percent: float = 0.0
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+    pools: tuple[PoolView, ...] = ()
+    claims: int = 0
+    failures: int = 0
+    started_at: datetime | None = None
+
+
+class PoolView(Message):
+    image: str
+    env: str
+    digest: str
+    target: int
+    ready: int
+    starting: int
+    claims: int = 0
+    misses: int = 0
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+class LeaseRequest(Message):
+    """Give either ``env`` (a known environment) or ``image`` (with an optional full ``spec``)."""
+
+    env: str = ""
+    image: str = ""
+    spec: SandboxSpec | None = None
+    ttl_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """The lease ends when this long passes without a heartbeat."""
+    wait_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
+    """How long to wait for a sandbox before giving up with ``capacity-exceeded``."""
+    run_id: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class LeaseView(Message):
+    id: str
+    sandbox_id: str
+    epoch: int
+    token: str
+    """Proof of the lease for the gateway. Only in the answer to its creation; empty elsewhere."""
+    endpoint: Endpoint
+    ttl_s: float
+    created_at: datetime
+    run_id: str = ""
+    env: str = ""
+    image: str = ""
+
+
+# --- one-off work in a sandbox ---------------------------------------------------------------------------------------
+
+
+class ExecRequest(Message):
+    argv: Annotated[tuple[str, ...], Field(min_length=1)]
+    cwd: str = ""
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    max_output_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+
+
+class ExecResult(Message):
+    exit_code: int
+    stdout: str
+    stderr: str
+    truncated: bool = False
+    timed_out: bool = False
+    duration_s: float = 0.0
+
+
+class LogView(Message):
+    lines: tuple[str, ...]
+
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+
+class EnvView(Message):
+    name: str
+    version: str
+    description: str
+    recovery: Literal["replay", "snapshot", "none"]
+    built: bool
+    image: str = ""
+    bundle_digest: str = ""
+    splits: dict[str, int] = Field(default_factory=dict)
+    """Number of tasks per split; empty until built."""
+    loosened: tuple[str, ...] = ()
+    build_detail: str = ""
+
+
+class TaskList(Message):
+    env: str
+    split: str
+    tasks: tuple[str, ...]
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+class EventView(Message):
+    id: int = 0
+    at: datetime
+    kind: str
+    """``sandbox.failed``, ``sandbox.adopted``, ``lease.expired``, ``node.up``, ``env.built``, ``run.started``…"""
+    subject: str
+    detail: str = ""
+    node: str = ""
+    run_id: str = ""
+
+
+# --- runs, metrics, episodes -----------------------------------------------------------------------------------------
+
+RunStatus = Literal["starting", "warm_start", "evaluating", "training", "completed", "failed", "stopped", "interrupted"]
+
+
+class RunCreate(Message):
+    name: str
+    recipe: dict[str, Any]
+    total_steps: int = 0
+    resumed_from: str = ""
+
+
+class RunUpdate(Message):
+    status: RunStatus | None = None
+    detail: str | None = None
+    summary: dict[str, Any] | None = None
+    """Merged into the run's summary: final numbers such as success rates with their intervals."""
+
+
+class RunView(Message):
+    id: str
+    name: str
+    status: RunStatus
+    detail: str = ""
+    recipe: dict[str, Any]
+    total_steps: int
+    step: int = 0
+    created_at: datetime
+    updated_at: datetime
+    summary: dict[str, Any] = Field(default_factory=dict)
+
+
+class MetricPoint(Message):
+    """The numbers of one training step. Names: ``area/name`` such as ``rollout/success``, ``staleness/mean``."""
+
+    step: int
+    at: datetime
+    values: dict[str, float]
+
+
+class TurnRecord(Message):
+    observation: str
+    """What the policy saw before it acted: the text added to the context for this turn."""
+    response: str
+    action: str
+    reward: float = 0.0
+    tokens: int = 0
+    policy_version: int = 0
+    mean_logprob: float = 0.0
+    generate_s: float = 0.0
+    env_s: float = 0.0
+
+
+class EpisodeRecord(Message):
+    """One episode as booked in the ledger. Reporting the same id again replaces the record: at-least-once is safe."""
+
+    id: str
+    group_id: str = ""
+    env: str
+    task: str
+    seed: int
+    split: str = "train"
+    phase: Literal["warm_start", "train", "eval"] = "train"
+    step: int = 0
+    policy_version: int = 0
+    ledger: LedgerState
+    outcome: Literal["completed", "truncated", "void", "cancelled"]
+    reason: str = ""
+    reward: float | None = None
+    success: bool | None = None
+    sandbox_id: str = ""
+    turns: tuple[TurnRecord, ...] = ()
+    turn_count: int = 0
+    generated_tokens: int = 0
+    sandbox_s: float = 0.0
+    started_at: datetime
+    ended_at: datetime
+
+
+class EpisodePage(Message):
+    total: int
+    episodes: tuple[EpisodeRecord, ...]
+    """Without turns; fetch one episode to read it."""
+
+
+class LedgerView(Message):
+    """Conservation: ``dispatched`` equals the sum of all accounts, ``in_flight`` included."""
+
+    run_id: str
+    dispatched: int
+    accounts: dict[LedgerState, int]
+    tokens: dict[LedgerState, int]
+    sandbox_s: dict[LedgerState, float]
+
+
+class Health(Message):
+    status: Literal["ok", "degraded"]
+    instance: str
+    version: str
+    uptime_s: float
+    pid: int
+    runtime: str
+    database: str
+    """Kind of database, never its credentials."""
+    detail: str = ""
+
+
+NodeView.model_rebuild()

@@ -1,0 +1,23 @@
+"""The trainer's own errors; the platform's come from ``rock.domain.errors`` and are passed on as they are."""
+
+from __future__ import annotations
+
+
+class RollError(Exception):
+    """Base. The text names the value, what was expected, and what to do."""
+
+
+class RecipeError(RollError):
+    """A recipe or an override is malformed, has an unknown key, or contradicts itself."""
+
+
+class CheckpointError(RollError):
+    """A checkpoint is missing, torn, or belongs to another recipe."""
+
+
+class EngineDead(RollError):
+    """The engine's worker ended; nothing more will come from it."""
+
+
+class NoProgress(RollError):
+    """A wait exceeded its deadline. The text names the wait and the state of everything that could have ended it."""
