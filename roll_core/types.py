@@ -114,7 +114,7 @@ class TrainBatch:
 
 @dataclass(slots=True)
 class Weights:
-    """A version of the policy's parameters, on its way from learner to engines. Tensors are not shared with the learner."""
+    """A version of the policy's parameters on its way to the engines. Tensors are not shared with the learner."""
 
     version: int
     tensors: dict[str, torch.Tensor]

@@ -7,20 +7,21 @@ Wire: one JSON object per line, UTF-8, both ways, over a unix stream socket (or 
 a socket cannot cross). Any number of connections, any number of requests in flight on each; ``id`` pairs them.
 
     → {"id": 7, "op": "env.step", "epoch": 1, "seq": 3, "action": "go to fridge 1"}
-    ← {"id": 7, "ok": true, "value": {"observation": …, "reward": 0.0, "terminated": false, "truncated": false, "info": {…}}}
-    ← {"id": 7, "ok": false, "error": {"type": "urn:rock:environment-error", "detail": …, "hint": …, "cause": …}}
+    ← {"id": 7, "ok": true, "value": {"observation": …, "reward": 0.0, "terminated": false, …}}
+    ← {"id": 7, "ok": false, "error": {"type": "urn:rock:environment-error", "detail": …, "hint": …}}
 
 Error types are the codes of ``rock.domain.errors``. Operations (fields → value):
 
     hello         → {"protocol": 1, "pid", "python", "env": "none|loading|ready|dead", "epoch"}
-    ping          → {"t": monotonic seconds, "env": as above, "busy_s": seconds the env has been in its present call, or 0}
-    bind          epoch → {}            node only: requests that carry a lower epoch are refused as stale-epoch from now on
+    ping          → {"t": monotonic seconds, "env": as above, "busy_s": seconds in its present call, or 0}
+    bind          epoch → {}    node only: requests with a lower epoch are refused as stale-epoch from now on
     env.reset     seq, task, seed, options → {"observation", "info"}
     env.step      seq, action → {"observation", "reward", "terminated", "truncated", "info"}
     env.call      method, args → {"value"}
     env.close     → {}
     shell.open    [cwd, environ] → {"shell": id}
-    shell.run     shell, command, timeout_s, max_output_bytes → {"exit_code", "output", "truncated", "timed_out", "duration_s"}
+    shell.run     shell, command, timeout_s, max_output_bytes
+                  → {"exit_code", "output", "truncated", "timed_out", "duration_s"}
     shell.close   shell → {}
     exec          argv, [cwd, environ, stdin_b64], timeout_s, max_output_bytes
                   → {"exit_code", "stdout", "stderr", "truncated", "timed_out", "duration_s"}

@@ -21,11 +21,14 @@ class Env:
         raise NotImplementedError
 
     def step(self, action: Any) -> StepResult:
-        """(observation, reward, terminated, truncated, info), as in Gymnasium. ``info["success"]`` is a bool on the last step."""
+        """(observation, reward, terminated, truncated, info), as in Gymnasium.
+
+        ``info["success"]`` is a bool on the last step.
+        """
         raise NotImplementedError
 
     def call(self, method: str, args: Dict[str, Any]) -> Any:
-        """Anything beside the episode (demonstrations, state for debugging). Raise LookupError for an unknown method."""
+        """Anything beside the episode, such as demonstrations. Raise LookupError for an unknown method."""
         raise LookupError(method)
 
     def close(self) -> None:

@@ -58,7 +58,8 @@ class Runtime(Protocol):
         """Start the guest in a new sandbox; returns the handle as soon as the process exists.
 
         ``shared_dir`` on the host is the one directory that both sides see (inside: ``/run/rock``); it holds
-        ``guest.pyz`` and the guest makes ``guest.sock`` there. Raises ImageNotFound, RuntimeUnavailable, InvalidRequest.
+        ``guest.pyz`` and the guest makes ``guest.sock`` there.
+        Raises ImageNotFound, RuntimeUnavailable, InvalidRequest.
         """
         ...
 

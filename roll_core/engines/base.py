@@ -15,7 +15,10 @@ from roll_core.types import Generation, Weights
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """``temperature`` 0 is greedy (log-probs are then those of temperature 1). ``stop_token_ids`` end a generation and are kept in it."""
+    """How to sample. ``temperature`` 0 is greedy; its log-probs are then those of temperature 1.
+
+    ``stop_token_ids`` end a generation and are kept in it.
+    """
 
     max_tokens: int
     temperature: float = 1.0
