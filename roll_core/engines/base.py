@@ -26,6 +26,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     """Strings that end a generation; the tokens that completed the string are kept."""
+    seed: int | None = None
+    """Seed of this request's own random stream, so that what is sampled does not depend on which other requests
+    happen to run beside it. None: the engine's common stream."""
 
 
 @dataclass(frozen=True, slots=True)
