@@ -1,0 +1,212 @@
+"""The policy network: Qwen3 (and Qwen2, by two switches) in plain torch, as the learner trains it.
+
+Invariants: parameters carry Hugging Face's names and shapes; rows are padded on the right, so that causal attention
+alone keeps padding out of every real position and no mask is needed.
+
+Shape legend: B rows, T tokens, D hidden, V vocabulary, H query heads, K key/value heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of the network. ``qk_norm`` is Qwen3's, ``qkv_bias`` Qwen2's."""
+
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    rope_theta: float = 10_000.0
+    eps: float = 1e-6
+    tie: bool = True
+    """Whether the language-model head shares the embedding matrix."""
+    max_context: int = 2048
+    """Longest sequence, prompt and generation together, in tokens."""
+    qk_norm: bool = True
+    qkv_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs")
+        if min(self.vocab, self.hidden, self.layers, self.kv_heads, self.intermediate, self.max_context) < 1:
+            raise ValueError(f"every size must be at least 1: {self}")
+
+
+class _RMSNormFunction(torch.autograd.Function):
+    """y = x / sqrt(mean(x²) + eps) · w with its own backward.
+
+    Autograd's composite writes six intermediates of x's size; on CPU that made norms a third of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:  # type: ignore[no-untyped-def]
+        size = x.shape[-1]
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = size**0.5 / torch.hypot(norm, torch.full_like(norm, (size * eps) ** 0.5))
+        ctx.save_for_backward(x, weight_D, scale)
+        out: Tensor = (x * scale).mul_(weight_D)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        x, weight_D, scale = ctx.saved_tensors
+        unit = x * scale
+        grad_weight_D = (grad * unit).flatten(0, -2).sum(0)
+        grad_unit = grad * weight_D
+        inner = torch.linalg.vecdot(grad_unit, unit).unsqueeze(-1).div_(-x.shape[-1])
+        return grad_unit.addcmul_(unit, inner).mul_(scale), grad_weight_D, None
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _RMSNormFunction.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return out
+
+
+def rope_tables(config: ModelConfig, length: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """cos_TE and sin_TE of the rotary embedding (half-split layout, as in Hugging Face's Qwen), float32."""
+    exponent_E2 = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+    angle_TE2 = torch.outer(torch.arange(length, dtype=torch.float32, device=device), config.rope_theta**-exponent_E2)
+    angle_TE = torch.cat((angle_TE2, angle_TE2), -1)
+    return angle_TE.cos(), angle_TE.sin()
+
+
+def _rotate(x_BTHE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+    left, right = x_BTHE.chunk(2, -1)
+    return x_BTHE * cos_T1E + torch.cat((-right, left), -1) * sin_T1E
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.q_proj = nn.Linear(c.hidden, c.heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
+
+    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+        batch, length, _ = x_BTD.shape
+        heads = (batch, length, -1, self.config.head_dim)
+        q_BHTE = _rotate(self.q_norm(self.q_proj(x_BTD).view(heads)), cos_T1E, sin_T1E).transpose(1, 2)
+        k_BKTE = _rotate(self.k_norm(self.k_proj(x_BTD).view(heads)), cos_T1E, sin_T1E).transpose(1, 2)
+        v_BKTE = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        group = self.config.heads // self.config.kv_heads
+        if group > 1:
+            k_BKTE, v_BKTE = k_BKTE.repeat_interleave(group, 1), v_BKTE.repeat_interleave(group, 1)
+        out_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True)
+        out_BTD: Tensor = self.o_proj(out_BHTE.transpose(1, 2).reshape(batch, length, -1))
+        return out_BTD
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden, config.intermediate, bias=False)
+        self.up_proj = nn.Linear(config.hidden, config.intermediate, bias=False)
+        self.down_proj = nn.Linear(config.intermediate, config.hidden, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden, config.eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden, config.eps)
+
+    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_T1E, sin_T1E)
+        out: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return out
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.eps)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = self.embed_tokens(tokens_BT)
+        cos_TE, sin_TE = rope_tables(self.config, tokens_BT.shape[1], tokens_BT.device)
+        cos_T1E, sin_T1E = cos_TE.unsqueeze(1).to(x_BTD.dtype), sin_TE.unsqueeze(1).to(x_BTD.dtype)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, cos_T1E, sin_T1E)
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+
+class CausalLM(nn.Module):
+    """Decoder and head. ``hidden`` stops before the head, so that a learner can take few positions through it.
+
+    New parameters are drawn from N(0, 0.02²) as Hugging Face does, from ``seed`` alone.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie:
+            self.lm_head = nn.Linear(config.hidden, config.vocab, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith(".bias"):
+                    parameter.zero_()
+                elif parameter.dim() > 1:
+                    parameter.normal_(0.0, 0.02, generator=generator)
+
+    @property
+    def head_VD(self) -> Tensor:
+        """The head's matrix: the embedding itself where they are tied."""
+        return self.model.embed_tokens.weight if self.config.tie else self.lm_head.weight
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """Normalised last hidden state, BTD."""
+        out: Tensor = self.model(tokens_BT)
+        return out
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits BTV; position t predicts token t + 1."""
+        return F.linear(self.hidden(tokens_BT), self.head_VD)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of every parameter, without allocating them."""
+    with torch.device("meta"):
+        model = _meta_model(config)
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def _meta_model(config: ModelConfig) -> nn.Module:
+    model = nn.Module()
+    model.model = Decoder(config)
+    if not config.tie:
+        model.lm_head = nn.Linear(config.hidden, config.vocab, bias=False)
+    return model
