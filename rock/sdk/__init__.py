@@ -1,0 +1,127 @@
+"""The client of the platform, for agents, trainers and dashboards: asynchronous first, `RockSync` for everything else.
+
+    import asyncio
+    from rock.sdk import Rock
+
+    async def main():
+        async with Rock() as rock, rock.env("alfworld", seed=1) as env:
+            observation, info = await env.reset()
+            observation, reward, terminated, truncated, info = await env.step("look")
+
+    asyncio.run(main())
+
+Every error is a `RockError` whose ``fault`` says who must act: the caller, the agent, the environment or the platform.
+"""
+
+from rock.domain.errors import (
+    CapacityExceeded,
+    Conflict,
+    DeadlineExceeded,
+    EnvironmentError,  # noqa: A004 - the field's word
+    Fault,
+    ImageBuildFailed,
+    ImageNotFound,
+    InvalidAction,
+    InvalidRequest,
+    LeaseExpired,
+    NotFound,
+    PlatformUnavailable,
+    RockError,
+    RuntimeUnavailable,
+    SandboxLost,
+    StaleEpoch,
+    StorageError,
+    Unauthorized,
+)
+from rock.domain.outcome import LedgerState
+from rock.domain.sandbox import SandboxState
+from rock.sdk.client import Rock
+from rock.sdk.launch import Launched, ensure_platform
+from rock.sdk.sandbox import FileEntry, Sandbox, ShellResult
+from rock.sdk.session import EnvSession, Reset, Step
+from rock.sdk.sync import EnvSessionSync, RockSync, SandboxSync
+from rock.wire.models import (
+    EnvView,
+    EpisodePage,
+    EpisodeRecord,
+    EventView,
+    Evidence,
+    ExecRequest,
+    ExecResult,
+    Health,
+    LeaseRequest,
+    LeaseView,
+    LedgerView,
+    Limits,
+    LogView,
+    MetricPoint,
+    NodeView,
+    PoolView,
+    RunCreate,
+    RunStatus,
+    RunUpdate,
+    RunView,
+    SandboxSpec,
+    SandboxView,
+    TaskList,
+    TurnRecord,
+)
+
+__all__ = [
+    "CapacityExceeded",
+    "Conflict",
+    "DeadlineExceeded",
+    "EnvSession",
+    "EnvSessionSync",
+    "EnvView",
+    "EnvironmentError",
+    "EpisodePage",
+    "EpisodeRecord",
+    "EventView",
+    "Evidence",
+    "ExecRequest",
+    "ExecResult",
+    "Fault",
+    "FileEntry",
+    "Health",
+    "ImageBuildFailed",
+    "ImageNotFound",
+    "InvalidAction",
+    "InvalidRequest",
+    "Launched",
+    "LeaseExpired",
+    "LeaseRequest",
+    "LeaseView",
+    "LedgerState",
+    "LedgerView",
+    "Limits",
+    "LogView",
+    "MetricPoint",
+    "NodeView",
+    "NotFound",
+    "PlatformUnavailable",
+    "PoolView",
+    "Reset",
+    "Rock",
+    "RockError",
+    "RockSync",
+    "RunCreate",
+    "RunStatus",
+    "RunUpdate",
+    "RunView",
+    "RuntimeUnavailable",
+    "Sandbox",
+    "SandboxLost",
+    "SandboxSpec",
+    "SandboxState",
+    "SandboxSync",
+    "SandboxView",
+    "ShellResult",
+    "StaleEpoch",
+    "Step",
+    "StorageError",
+    "TaskList",
+    "TurnRecord",
+    "Unauthorized",
+    "ensure_platform",
+]

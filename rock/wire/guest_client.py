@@ -185,8 +185,11 @@ class GuestClient:
         transport = self._connection.transport
         return self._connection.lost is not None or transport is None or transport.is_closing()
 
-    async def call(self, op: str, *, timeout_s: float = 60.0, **fields: Any) -> Any:
+    async def call(self, op: str, *, timeout_s: float = 60.0, work_s: float | None = None, **fields: Any) -> Any:
         """Ask the guest to do ``op`` and return its value.
+
+        ``timeout_s`` bounds the wait on this side. ``work_s`` is what the guest is sent as the operation's own
+        ``timeout_s`` (``exec``, ``shell.run``: the guest then kills the command and answers); keep it the smaller.
 
         Raises: the error the guest answered with; DeadlineExceeded after ``timeout_s`` (what was asked for may still
         happen); SandboxLost when the connection ends; InvalidRequest for a field that is no JSON.
@@ -196,6 +199,8 @@ class GuestClient:
             raise _again(connection.lost or SandboxLost(f"{connection.peer} is not connected", hint=_LOST_HINT))
         self._next_id += 1
         call_id = self._next_id
+        if work_s is not None:
+            fields["timeout_s"] = work_s
         try:
             line = orjson.dumps({"id": call_id, "op": op, **fields}, option=orjson.OPT_APPEND_NEWLINE)
         except TypeError as error:

@@ -1,0 +1,360 @@
+"""`Rock`: the client of one platform. Everything the API offers as a method, environments and sandboxes as sessions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from rock.domain.errors import InvalidRequest, NotFound
+from rock.domain.outcome import LedgerState
+from rock.domain.sandbox import SandboxState
+from rock.sdk.home import resolve_url
+from rock.sdk.lease import HeldLease
+from rock.sdk.sandbox import Sandbox
+from rock.sdk.session import EnvSession
+from rock.sdk.transport import Transport
+from rock.wire.models import (
+    EnvView,
+    EpisodePage,
+    EpisodeRecord,
+    EventView,
+    ExecRequest,
+    ExecResult,
+    Health,
+    LeaseRequest,
+    LeaseView,
+    LedgerView,
+    Limits,
+    LogView,
+    MetricPoint,
+    NodeView,
+    RunCreate,
+    RunUpdate,
+    RunView,
+    SandboxSpec,
+    SandboxView,
+    TaskList,
+)
+
+DEFAULT_TIMEOUT_S = 30.0
+# A platform that is being restarted is back within seconds; a typing error in the address should not take a minute.
+DEFAULT_RETRY_S = 3.0
+EPISODES_PER_REQUEST = 200
+
+
+class Rock:
+    """The client of one platform.
+
+    >>> import asyncio
+    >>> from rock.sdk import Rock
+    >>> async def main():
+    ...     async with Rock() as rock:
+    ...         async with rock.env("alfworld", seed=1) as env:
+    ...             observation, info = await env.reset()
+    ...             observation, reward, terminated, truncated, info = await env.step("look")
+    >>> asyncio.run(main())   # doctest: +SKIP
+
+    Args:
+        url: address of the platform. Default: ``ROCK_URL``, else the platform that runs from ``$ROCK_HOME``, else
+            http://127.0.0.1:7625.
+        key: API key. Default: ``ROCK_KEY``.
+        timeout_s: how long the platform may take for one request.
+        retry_s: for how long a platform that cannot be reached is tried again.
+
+    Every method raises PlatformUnavailable (nobody answers at the address: start it with ``rock up -d``),
+    DeadlineExceeded (platform: no answer within ``timeout_s``), Unauthorized (caller: the key) and StorageError
+    (platform: its database or disk), and beside these what its own text says.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry_s: float = DEFAULT_RETRY_S,
+    ) -> None:
+        self.url = resolve_url(url)
+        self._transport = Transport(
+            self.url, os.environ.get("ROCK_KEY", "") if key is None else key, timeout_s=timeout_s, retry_s=retry_s
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections to the platform. Sessions close themselves at the end of their own blocks."""
+        await self._transport.close()
+
+    # --- environments and sandboxes ----------------------------------------------------------------------------------
+
+    def env(
+        self,
+        name: str,
+        *,
+        task: str = "",
+        seed: int = 0,
+        run_id: str = "",
+        options: Mapping[str, Any] | None = None,
+        wait_s: float = 60.0,
+        ttl_s: float = 60.0,
+        reset_timeout_s: float = 60.0,
+        step_timeout_s: float = 30.0,
+        labels: Mapping[str, str] | None = None,
+    ) -> EnvSession:
+        """An environment in a sandbox of its own; use it with ``async with``. Nothing is asked for before that.
+
+        Args:
+            name: name of a built environment (``rock env list``).
+            task: id of the task (``rock env tasks NAME``); empty leaves the choice to the environment.
+            seed: with the task it decides the whole episode.
+            run_id: the training run the sandbox is booked on.
+            options: passed to the environment's ``reset``.
+            wait_s: how long to wait for a sandbox before CapacityExceeded.
+            ttl_s: the sandbox is taken back this long after this process fell silent.
+            reset_timeout_s, step_timeout_s: default time-outs of ``reset`` and of ``step`` and ``call``.
+            labels: kept with the lease for people to see.
+        """
+        request = lease_request(env=name, ttl_s=ttl_s, wait_s=wait_s, run_id=run_id, labels=labels)
+        return EnvSession(
+            HeldLease(self._transport, request),
+            name,
+            task=task,
+            seed=seed,
+            options=options,
+            reset_timeout_s=reset_timeout_s,
+            step_timeout_s=step_timeout_s,
+        )
+
+    def sandbox(
+        self,
+        image: str = "",
+        *,
+        spec: SandboxSpec | None = None,
+        limits: Limits | None = None,
+        environ: Mapping[str, str] | None = None,
+        run_id: str = "",
+        wait_s: float = 60.0,
+        ttl_s: float = 60.0,
+        labels: Mapping[str, str] | None = None,
+    ) -> Sandbox:
+        """A plain sandbox of ``image`` for commands and files; use it with ``async with``.
+
+        Without network and with a read-only root, unless a full ``spec`` says otherwise. Give ``image`` (with
+        ``limits`` and ``environ`` if you like) or ``spec``; with neither, the platform's base image is used.
+        """
+        return Sandbox(
+            HeldLease(
+                self._transport,
+                lease_request(
+                    image,
+                    spec=spec,
+                    limits=limits,
+                    environ=environ,
+                    run_id=run_id,
+                    wait_s=wait_s,
+                    ttl_s=ttl_s,
+                    labels=labels,
+                ),
+            )
+        )
+
+    # --- the fleet ---------------------------------------------------------------------------------------------------
+
+    async def health(self) -> Health:
+        """Whether the platform is well, what it runs on and since when."""
+        return await self._transport.get(Health, "health")
+
+    async def nodes(self) -> list[NodeView]:
+        """Every node with its load and its warm pools."""
+        return await self._transport.get(list[NodeView], "nodes")
+
+    async def sandboxes(
+        self, *, state: SandboxState | str | None = None, run_id: str | None = None
+    ) -> list[SandboxView]:
+        """Sandboxes, the youngest first; only those in ``state`` or of the run if given."""
+        return await self._transport.get(list[SandboxView], "sandboxes", state=state, run_id=run_id)
+
+    async def sandbox_view(self, sandbox_id: str) -> SandboxView:
+        """One sandbox with its evidence if it failed. Raises NotFound (caller)."""
+        return await self._transport.get(SandboxView, f"sandboxes/{_part(sandbox_id)}")
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Kill and remove a sandbox, whoever holds it. Raises NotFound (caller)."""
+        await self._transport.request("DELETE", f"sandboxes/{_part(sandbox_id)}", idempotent=True)
+
+    async def logs(self, sandbox_id: str, *, lines: int = 200) -> LogView:
+        """The last lines its guest and environment printed; kept after its death. Raises NotFound (caller)."""
+        return await self._transport.get(LogView, f"sandboxes/{_part(sandbox_id)}/logs", lines=lines)
+
+    async def exec(self, sandbox_id: str, request: ExecRequest | Sequence[str]) -> ExecResult:
+        """Run one program in any sandbox, leased or not.
+
+        Raises: NotFound (caller: no such sandbox or program), SandboxLost (platform).
+        """
+        wanted = request if isinstance(request, ExecRequest) else ExecRequest(argv=tuple(request))
+        result: ExecResult = await self._transport.request(
+            "POST", f"sandboxes/{_part(sandbox_id)}/exec", body=wanted, kind=ExecResult, timeout_s=wanted.timeout_s + 10
+        )
+        return result
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    async def leases(self) -> list[LeaseView]:
+        """The leases held now, without their tokens."""
+        return await self._transport.get(list[LeaseView], "leases")
+
+    async def create_lease(self, request: LeaseRequest) -> LeaseView:
+        """A lease without the session around it: nobody beats for it, so it ends after ``ttl_s``.
+
+        Raises: as :meth:`EnvSession.open`.
+        """
+        view: LeaseView = await self._transport.request(
+            "POST", "leases", body=request, kind=LeaseView, timeout_s=request.wait_s + 30
+        )
+        return view
+
+    async def release_lease(self, lease_id: str) -> None:
+        """End a lease; its sandbox is removed. Raises NotFound (caller)."""
+        await self._transport.request("DELETE", f"leases/{_part(lease_id)}", idempotent=True)
+
+    # --- environments ------------------------------------------------------------------------------------------------
+
+    async def envs(self) -> list[EnvView]:
+        """Every environment known, built or not."""
+        return await self._transport.get(list[EnvView], "envs")
+
+    async def env_view(self, name: str) -> EnvView:
+        """One environment. Raises NotFound (caller)."""
+        return await self._transport.get(EnvView, f"envs/{_part(name)}")
+
+    async def tasks(self, env: str, split: str = "train") -> TaskList:
+        """The tasks of a split. Raises NotFound (caller: environment or split), ImageNotFound (caller: not built)."""
+        return await self._transport.get(TaskList, f"envs/{_part(env)}/tasks", split=split)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    async def events(
+        self, *, limit: int = 100, kind: str | None = None, run_id: str | None = None, after: int | None = None
+    ) -> list[EventView]:
+        """What happened, the latest first; with ``after``, only events of a higher id."""
+        return await self._transport.get(list[EventView], "events", limit=limit, kind=kind, run_id=run_id, after=after)
+
+    # --- runs --------------------------------------------------------------------------------------------------------
+
+    async def create_run(self, run: RunCreate) -> RunView:
+        """Register a training run."""
+        view: RunView = await self._transport.request("POST", "runs", body=run, kind=RunView)
+        return view
+
+    async def update_run(self, run_id: str, update: RunUpdate) -> RunView:
+        """Change a run's status or detail, or add to its summary. Raises NotFound (caller)."""
+        view: RunView = await self._transport.request(
+            "PATCH", f"runs/{_part(run_id)}", body=update, kind=RunView, idempotent=True
+        )
+        return view
+
+    async def runs(self) -> list[RunView]:
+        """Every run, the youngest first."""
+        return await self._transport.get(list[RunView], "runs")
+
+    async def run(self, run_id: str) -> RunView:
+        """One run. Raises NotFound (caller)."""
+        return await self._transport.get(RunView, f"runs/{_part(run_id)}")
+
+    async def report_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """Store the numbers of training steps; a step reported again replaces the first. Raises NotFound (caller)."""
+        await self._transport.request("POST", f"runs/{_part(run_id)}/metrics", body=list(points), idempotent=True)
+
+    async def metrics(self, run_id: str, *, since_step: int = 0) -> list[MetricPoint]:
+        """The numbers of every step from ``since_step`` on, in order. Raises NotFound (caller)."""
+        return await self._transport.get(list[MetricPoint], f"runs/{_part(run_id)}/metrics", since_step=since_step)
+
+    async def report_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord]) -> None:
+        """Book episodes in the run's ledger; the same id again replaces the record. Raises NotFound (caller)."""
+        for start in range(0, len(episodes), EPISODES_PER_REQUEST):
+            part = list(episodes[start : start + EPISODES_PER_REQUEST])
+            await self._transport.request("POST", f"runs/{_part(run_id)}/episodes", body=part, idempotent=True)
+
+    async def episodes(
+        self,
+        run_id: str,
+        *,
+        phase: str | None = None,
+        outcome: str | None = None,
+        ledger: LedgerState | str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> EpisodePage:
+        """A page of the run's episodes, the latest first, without their turns. Raises NotFound (caller)."""
+        return await self._transport.get(
+            EpisodePage,
+            f"runs/{_part(run_id)}/episodes",
+            phase=phase,
+            outcome=outcome,
+            ledger=ledger,
+            limit=limit,
+            offset=offset,
+        )
+
+    async def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:
+        """One episode with its turns. Raises NotFound (caller)."""
+        return await self._transport.get(EpisodeRecord, f"runs/{_part(run_id)}/episodes/{_part(episode_id)}")
+
+    async def ledger(self, run_id: str) -> LedgerView:
+        """Where every dispatched episode of the run ended. Raises NotFound (caller)."""
+        return await self._transport.get(LedgerView, f"runs/{_part(run_id)}/ledger")
+
+    # --- the platform itself -----------------------------------------------------------------------------------------
+
+    async def shutdown(self) -> None:
+        """Stop the platform with everything it owns. Returns when it has agreed, not when it is gone."""
+        await self._transport.request("POST", "shutdown")
+
+
+def lease_request(
+    image: str = "",
+    *,
+    env: str = "",
+    spec: SandboxSpec | None = None,
+    limits: Limits | None = None,
+    environ: Mapping[str, str] | None = None,
+    run_id: str = "",
+    wait_s: float = 60.0,
+    ttl_s: float = 60.0,
+    labels: Mapping[str, str] | None = None,
+) -> LeaseRequest:
+    """The request for an environment, or for a plain sandbox of ``image`` or ``spec``; see :class:`Rock`.
+
+    Raises: InvalidRequest (caller) naming the value that is out of range.
+    """
+    try:
+        if spec is None and image and (limits is not None or environ):
+            spec = SandboxSpec(image=image, limits=limits or Limits(), environ=dict(environ or {}))
+        return LeaseRequest(
+            env=env,
+            image=image or (spec.image if spec else ""),
+            spec=spec,
+            run_id=run_id,
+            wait_s=wait_s,
+            ttl_s=ttl_s,
+            labels=dict(labels or {}),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{name}={first['input']!r}: {first['msg']}.") from error
+
+
+def _part(value: str) -> str:
+    """``value`` as one part of a path, whatever a user typed."""
+    if value in {"", ".", ".."}:
+        raise NotFound(f"There is nothing named {value!r}.", hint="Give an id or a name.")
+    return quote(value, safe="")

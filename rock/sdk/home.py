@@ -1,0 +1,85 @@
+"""Where a platform keeps its state, and how a client finds the one that runs.
+
+The address a client uses is, in this order: what the caller passed, ``ROCK_URL``, the address in ``server.json`` of
+``$ROCK_HOME`` if the process that wrote it still lives, the default. A file left behind by a dead server, or by one
+whose process id now belongs to somebody else, is never believed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 7625
+DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
+
+# A process start time is computed from the machine's boot time, which moves by up to a second when the clock is set.
+_START_SLACK_S = 2.0
+
+
+def rock_home(home: str | Path | None = None) -> Path:
+    """The state directory: ``home``, else ``$ROCK_HOME``, else ``~/.rock``. It need not exist."""
+    return Path(home or os.environ.get("ROCK_HOME") or "~/.rock").expanduser().absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFile:
+    """Content of ``server.json``: which process serves this home, and where."""
+
+    pid: int
+    url: str
+    started_at: datetime
+    process_started_s: float = 0.0
+    """Start of the process as seconds since the epoch: tells it from a later one that got the same pid."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            started_s = process.create_time()
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+        if self.process_started_s:
+            return bool(abs(started_s - self.process_started_s) <= _START_SLACK_S)
+        return bool(started_s <= self.started_at.timestamp() + _START_SLACK_S)
+
+
+def server_path(home: Path) -> Path:
+    return home / "server.json"
+
+
+def read_server(home: Path) -> ServerFile | None:
+    """What ``server.json`` says, whether or not it still holds (see :attr:`ServerFile.alive`); None if there is none.
+
+    A file that cannot be read or understood counts as none: it must never block a start.
+    """
+    try:
+        raw = json.loads(server_path(home).read_text())
+        return ServerFile(
+            pid=int(raw["pid"]),
+            url=str(raw["url"]),
+            started_at=datetime.fromisoformat(raw["started_at"]),
+            process_started_s=float(raw.get("process_started_s") or 0.0),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def resolve_url(url: str | None = None, home: Path | None = None) -> str:
+    """The address to talk to, without a trailing slash. See the module's docstring for the order."""
+    chosen = url or os.environ.get("ROCK_URL")
+    if not chosen:
+        server = read_server(home or rock_home())
+        chosen = server.url if server is not None and server.alive else DEFAULT_URL
+    return chosen.rstrip("/")

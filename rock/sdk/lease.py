@@ -1,0 +1,276 @@
+"""Holding a sandbox: take a lease, beat while it is held, give it back whatever happens.
+
+Invariants: a lease that was taken is released exactly once, also when the task that holds it is cancelled, and within
+`RELEASE_TIMEOUT_S`; while it is held, heartbeats go out by themselves; as soon as the platform says that the lease or
+its sandbox is lost, every call in flight on the sandbox fails with that reason, not after its time-out. A platform
+that does not answer is no such statement: the sandbox lives on, and so does the episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+from typing import Any
+
+from rock.domain.errors import (
+    LeaseExpired,
+    NotFound,
+    RockError,
+    SandboxLost,
+    StaleEpoch,
+)
+from rock.domain.sandbox import SandboxState
+from rock.sdk.transport import Transport
+from rock.wire.guest_client import GuestClient
+from rock.wire.models import LeaseRequest, LeaseView, SandboxView
+
+logger = logging.getLogger(__name__)
+
+RELEASE_TIMEOUT_S = 5.0
+# Three heartbeats fit in a time-to-live, so that one or two may go astray.
+BEATS_PER_TTL = 3
+LONGEST_BEAT_S = 20.0
+# How long to wait for the node to have noticed a death that the data plane noticed first. Its event takes 64 ms at p50.
+EVIDENCE_WAIT_S = 1.5
+_ENDED = frozenset({SandboxState.RELEASED, SandboxState.FAILED, SandboxState.GONE})
+
+
+class HeldLease:
+    """One lease and the connection to its sandbox. Between :meth:`open` and :meth:`close`."""
+
+    def __init__(self, transport: Transport, request: LeaseRequest) -> None:
+        self._transport = transport
+        self._request = request
+        self._lease: LeaseView | None = None
+        self._guest: GuestClient | None = None
+        self._beat: asyncio.Task[None] | None = None
+        self._connecting = asyncio.Lock()
+        self._lost: RockError | None = None
+
+    @property
+    def view(self) -> LeaseView:
+        if self._lease is None:
+            raise LeaseExpired("No sandbox is held.", hint="Use the object inside its `async with` block.")
+        return self._lease
+
+    @property
+    def active(self) -> bool:
+        return self._lease is not None
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> LeaseView:
+        """Take the lease and connect. Raises what LeaseRequest can meet: NotFound, ImageNotFound, CapacityExceeded…"""
+        if self._lease is not None:
+            raise RuntimeError("the lease is already held")
+        self._lost = None
+        self._lease = await self._take()
+        try:
+            await self._connect()
+        except BaseException:
+            await self.close()
+            raise
+        self._beat = asyncio.create_task(self._keep_beating(self._lease), name=f"heartbeat {self._lease.id}")
+        return self._lease
+
+    async def _take(self) -> LeaseView:
+        """The lease, unless cancelled; a lease that is granted after the cancellation is given back."""
+        asking = asyncio.create_task(
+            self._transport.request(
+                "POST", "leases", body=self._request, kind=LeaseView, timeout_s=self._request.wait_s + 30
+            )
+        )
+        try:
+            view: LeaseView = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            # Most grants take milliseconds: wait for this one a moment, or hang up, and the time-to-live ends it.
+            done, _ = await _outlast(asking, 0.5)
+            if done and not asking.cancelled() and asking.exception() is None:
+                await _outlast(asyncio.create_task(self._release(asking.result().id)), RELEASE_TIMEOUT_S)
+            raise
+        return view
+
+    async def close(self) -> None:
+        """Stop beating, hang up, release. Bounded in time, never cut short by a cancellation, raises nothing else."""
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        _, cancelled = await _outlast(asyncio.create_task(self._close(lease)), RELEASE_TIMEOUT_S)
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _close(self, lease: LeaseView) -> None:
+        beat, self._beat = self._beat, None
+        guest, self._guest = self._guest, None
+        if beat is not None:
+            beat.cancel()
+            await asyncio.wait({beat})
+        if guest is not None:
+            await guest.close()
+        await self._release(lease.id)
+
+    async def _release(self, lease_id: str) -> None:
+        try:
+            await self._transport.request("DELETE", f"leases/{lease_id}", idempotent=True, retry_s=2.0, timeout_s=4.0)
+        except (NotFound, LeaseExpired):
+            pass  # it had ended already, which is what we want
+        except RockError as error:
+            logger.warning("lease %s was not released (%s); it ends after its time-to-live", lease_id, error)
+
+    # --- heartbeats --------------------------------------------------------------------------------------------------
+
+    async def _keep_beating(self, lease: LeaseView) -> None:
+        every_s = min(lease.ttl_s / BEATS_PER_TTL, LONGEST_BEAT_S)
+        while True:
+            await asyncio.sleep(every_s * random.uniform(0.8, 1.0))
+            try:
+                await self._transport.request(
+                    "POST", f"leases/{lease.id}/heartbeat", timeout_s=every_s, idempotent=True, retry_s=every_s
+                )
+            except (LeaseExpired, NotFound, StaleEpoch, SandboxLost) as error:
+                self._lost = await self._explain(lease, error)
+                if self._guest is not None:
+                    await self._guest.close()  # whatever waits on it fails now
+                return
+            except RockError as error:
+                # No answer says nothing about the sandbox; the data plane goes on without the control plane.
+                logger.info("heartbeat of lease %s: %s", lease.id, error)
+
+    async def _explain(self, lease: LeaseView, found: RockError) -> SandboxLost:
+        """The loss as the platform knows it: the cause and last words kept with the sandbox."""
+        seen: SandboxView | None = None
+        deadline = asyncio.get_running_loop().time() + EVIDENCE_WAIT_S
+        while asyncio.get_running_loop().time() < deadline:
+            try:
+                seen = await self._transport.request(
+                    "GET", f"sandboxes/{lease.sandbox_id}", kind=SandboxView, retry_s=0, timeout_s=1.0
+                )
+            except RockError:
+                break
+            if seen is not None and (seen.state in _ENDED or seen.evidence is not None):
+                break
+            await asyncio.sleep(0.05)
+        error = _loss(lease, seen, found)
+        error.__cause__ = found
+        return error
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    async def call(self, op: str, *, timeout_s: float, repeatable: bool = False, **fields: Any) -> Any:
+        """One operation of the guest. One that is ``repeatable`` (it carries a sequence number, or changes nothing)
+        is sent once more over a new connection when the old one ended: a gateway may restart under a living sandbox.
+
+        Raises: the guest's own error; SandboxLost with the platform's evidence when the sandbox or the lease is lost;
+        DeadlineExceeded after ``timeout_s``; LeaseExpired when nothing is held.
+        """
+        lease = self.view
+        if self._lost is not None:
+            raise _fresh(self._lost)
+        for last_try in (not repeatable, True):
+            guest: GuestClient | None = None
+            try:
+                guest = await self._connect()
+                return await guest.call(op, timeout_s=timeout_s, epoch=lease.epoch, **fields)
+            except SandboxLost as error:
+                if self._lease is None:
+                    raise LeaseExpired("The session was closed during the call.") from error
+                if self._lost is None:
+                    if guest is not None and not guest.closed:
+                        raise  # the guest lives and says that its env process does not
+                    if guest is not None and not last_try:
+                        continue
+                    self._lost = await self._explain(lease, error)
+                raise _fresh(self._lost) from error
+        raise AssertionError("unreachable")
+
+    async def drain(self) -> None:
+        """Wait until the sandbox has taken what was sent."""
+        if self._guest is not None:
+            await self._guest.drain()
+
+    async def _connect(self) -> GuestClient:
+        """To the guest's own socket if it is on this machine, else through the node's gateway."""
+        if self._guest is not None and not self._guest.closed:
+            return self._guest
+        lease = self.view
+        async with self._connecting:
+            if self._guest is not None and not self._guest.closed:
+                return self._guest
+            guest = await _reach(lease)
+            if self._lease is not lease:
+                await guest.close()
+                raise LeaseExpired("The session was closed while it connected.")
+            self._guest = guest
+            return guest
+
+
+async def _reach(lease: LeaseView) -> GuestClient:
+    endpoint = lease.endpoint
+    if endpoint.socket_path and os.path.exists(endpoint.socket_path):  # noqa: ASYNC240 - a stat of a local file
+        return await GuestClient.connect_unix(endpoint.socket_path)
+    if endpoint.gateway_port:
+        hello = {"lease": lease.id, "token": lease.token, "epoch": lease.epoch}
+        return await GuestClient.connect_tcp(endpoint.gateway_host, endpoint.gateway_port, hello)
+    raise SandboxLost(
+        f"its socket {endpoint.socket_path or '(none)'} is not on this machine and the node has no gateway",
+        hint="Run the client on the node's machine, or start the platform with a gateway.",
+    )
+
+
+def _loss(lease: LeaseView, seen: SandboxView | None, found: RockError) -> SandboxLost:
+    evidence = seen.evidence if seen is not None else None
+    if evidence is not None:
+        facts = [evidence.cause, evidence.detail]
+        if evidence.exit_code is not None:
+            facts.append(f"exit code {evidence.exit_code}")
+        if evidence.oom_killed:
+            facts.append("killed for its memory")
+        return SandboxLost(
+            f"Sandbox {lease.sandbox_id} on node {lease.endpoint.node} was lost: {', '.join(f for f in facts if f)}.",
+            hint="The episode is void; take a new lease and play it again.",
+            cause="\n".join(evidence.last_output),
+        )
+    if isinstance(found, SandboxLost):
+        return SandboxLost(
+            f"Sandbox {lease.sandbox_id} on node {lease.endpoint.node} was lost: {found.message}.",
+            hint="The episode is void; take a new lease and play it again.",
+            cause=found.cause,
+        )
+    return SandboxLost(
+        f"Lease {lease.id} on sandbox {lease.sandbox_id} is lost: {found.message}",
+        hint=found.hint or "The episode is void; take a new lease and play it again.",
+        cause=found.code,
+    )
+
+
+def _fresh(error: RockError) -> RockError:
+    """A new exception of the same content, so that tracebacks of many callers don't pile up on one object."""
+    copy = type(error)(error.message, hint=error.hint, cause=error.cause)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+async def _outlast(task: asyncio.Task[Any], limit_s: float) -> tuple[bool, bool]:
+    """Wait for ``task`` at most ``limit_s``, through cancellations of the caller; then cancel it.
+
+    Returns (finished in time, caller was cancelled meanwhile). The task's own error is the caller's to read.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + limit_s
+    cancelled = False
+    while not task.done() and (left_s := deadline - loop.time()) > 0:
+        try:
+            await asyncio.wait({task}, timeout=left_s)
+        except asyncio.CancelledError:
+            cancelled = True
+    finished = task.done()
+    if not finished:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task}, timeout=0.5)
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        logger.debug("ended with an error after a cancellation: %s", error)
+    return finished, cancelled

@@ -1,0 +1,403 @@
+"""The same client for code without an event loop: thin calls of `Rock` on a loop in a thread of its own.
+
+Nothing is implemented here twice: each method hands its arguments to the asynchronous one and waits. A test compares
+the two signature by signature. Ctrl-C cancels what is under way, so leases are released all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from rock.domain.outcome import LedgerState
+from rock.domain.sandbox import SandboxState
+from rock.sdk.client import DEFAULT_RETRY_S, DEFAULT_TIMEOUT_S, Rock
+from rock.sdk.sandbox import FileEntry, Sandbox, ShellResult
+from rock.sdk.session import EnvSession, Reset, Step
+from rock.wire.models import (
+    EnvView,
+    EpisodePage,
+    EpisodeRecord,
+    EventView,
+    ExecRequest,
+    ExecResult,
+    Health,
+    LeaseRequest,
+    LeaseView,
+    LedgerView,
+    Limits,
+    LogView,
+    MetricPoint,
+    NodeView,
+    RunCreate,
+    RunUpdate,
+    RunView,
+    SandboxSpec,
+    SandboxView,
+    TaskList,
+)
+
+T = TypeVar("T")
+
+# How long a cancelled call may take to release what it holds before Ctrl-C wins over it.
+_CANCEL_WAIT_S = 8.0
+
+
+class _LoopThread:
+    """An event loop in a daemon thread, and a way to wait for coroutines on it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rock-sdk", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result. An interrupt of the waiting thread cancels it and waits for its clean-up."""
+        result: Future[T] = Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(coroutine))
+            tasks[0].add_done_callback(lambda task: _settle(task, result))
+
+        self._loop.call_soon_threadsafe(begin)
+        try:
+            return result.result()
+        except BaseException:
+            if not result.done():
+                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                wait([result], timeout=_CANCEL_WAIT_S)
+            raise
+
+    @property
+    def stopped(self) -> bool:
+        return self._loop.is_closed() or not self._thread.is_alive()
+
+    def stop(self) -> None:
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=_CANCEL_WAIT_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+def _settle(task: asyncio.Task[T], result: Future[T]) -> None:
+    if task.cancelled():
+        result.set_exception(asyncio.CancelledError())
+    elif (error := task.exception()) is not None:
+        result.set_exception(error)
+    else:
+        result.set_result(task.result())
+
+
+class EnvSessionSync:
+    """`EnvSession` without ``await``; its methods' texts hold here too."""
+
+    def __init__(self, loop: _LoopThread, inner: EnvSession) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def task(self) -> str:
+        return self._inner.task
+
+    @property
+    def seed(self) -> int:
+        return self._inner.seed
+
+    @property
+    def lease(self) -> LeaseView:
+        return self._inner.lease
+
+    @property
+    def sandbox_id(self) -> str:
+        return self._inner.sandbox_id
+
+    def open(self) -> None:
+        self._loop.run(self._inner.open())
+
+    def close(self) -> None:
+        self._loop.run(self._inner.close())
+
+    def reset(
+        self,
+        task: str | None = None,
+        seed: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Reset:
+        return self._loop.run(self._inner.reset(task, seed, options, timeout_s=timeout_s))
+
+    def step(self, action: Any, *, timeout_s: float | None = None) -> Step:
+        return self._loop.run(self._inner.step(action, timeout_s=timeout_s))
+
+    def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> Any:
+        return self._loop.run(self._inner.call(method, timeout_s=timeout_s, **args))
+
+
+class SandboxSync:
+    """`Sandbox` without ``await``; its methods' texts hold here too."""
+
+    def __init__(self, loop: _LoopThread, inner: Sandbox) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def lease(self) -> LeaseView:
+        return self._inner.lease
+
+    @property
+    def id(self) -> str:
+        return self._inner.id
+
+    def open(self) -> None:
+        self._loop.run(self._inner.open())
+
+    def close(self) -> None:
+        self._loop.run(self._inner.close())
+
+    def run(self, command: str, *, timeout_s: float = 60.0, max_output_bytes: int = 1 << 20) -> ShellResult:
+        return self._loop.run(self._inner.run(command, timeout_s=timeout_s, max_output_bytes=max_output_bytes))
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = "",
+        environ: Mapping[str, str] | None = None,
+        stdin: bytes | str = b"",
+        timeout_s: float = 60.0,
+        max_output_bytes: int = 1 << 20,
+    ) -> ExecResult:
+        return self._loop.run(
+            self._inner.exec(
+                argv, cwd=cwd, environ=environ, stdin=stdin, timeout_s=timeout_s, max_output_bytes=max_output_bytes
+            )
+        )
+
+    def read_file(self, path: str, *, timeout_s: float = 60.0) -> bytes:
+        return self._loop.run(self._inner.read_file(path, timeout_s=timeout_s))
+
+    def write_file(self, path: str, data: bytes | str, *, mode: int | None = None, timeout_s: float = 60.0) -> int:
+        return self._loop.run(self._inner.write_file(path, data, mode=mode, timeout_s=timeout_s))
+
+    def upload(self, local: str | Path, path: str, *, timeout_s: float = 60.0) -> None:
+        self._loop.run(self._inner.upload(local, path, timeout_s=timeout_s))
+
+    def download(self, path: str, local: str | Path, *, timeout_s: float = 60.0) -> None:
+        self._loop.run(self._inner.download(path, local, timeout_s=timeout_s))
+
+    def list_files(self, path: str = ".", *, timeout_s: float = 30.0) -> list[FileEntry]:
+        return self._loop.run(self._inner.list_files(path, timeout_s=timeout_s))
+
+
+class RockSync:
+    """`Rock` without ``await``: the same methods, arguments and errors; see there. One object may serve many threads.
+
+    >>> from rock.sdk import RockSync
+    >>> with RockSync() as rock, rock.env("alfworld", seed=1) as env:   # doctest: +SKIP
+    ...     observation, info = env.reset()
+    ...     observation, reward, terminated, truncated, info = env.step("look")
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry_s: float = DEFAULT_RETRY_S,
+    ) -> None:
+        self._inner = Rock(url, key, timeout_s=timeout_s, retry_s=retry_s)
+        self._loop = _LoopThread()
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread. Idempotent; the object cannot be used afterwards."""
+        if not self._loop.stopped:
+            self._loop.run(self._inner.close())
+            self._loop.stop()
+
+    def env(
+        self,
+        name: str,
+        *,
+        task: str = "",
+        seed: int = 0,
+        run_id: str = "",
+        options: Mapping[str, Any] | None = None,
+        wait_s: float = 60.0,
+        ttl_s: float = 60.0,
+        reset_timeout_s: float = 60.0,
+        step_timeout_s: float = 30.0,
+        labels: Mapping[str, str] | None = None,
+    ) -> EnvSessionSync:
+        return EnvSessionSync(
+            self._loop,
+            self._inner.env(
+                name,
+                task=task,
+                seed=seed,
+                run_id=run_id,
+                options=options,
+                wait_s=wait_s,
+                ttl_s=ttl_s,
+                reset_timeout_s=reset_timeout_s,
+                step_timeout_s=step_timeout_s,
+                labels=labels,
+            ),
+        )
+
+    def sandbox(
+        self,
+        image: str = "",
+        *,
+        spec: SandboxSpec | None = None,
+        limits: Limits | None = None,
+        environ: Mapping[str, str] | None = None,
+        run_id: str = "",
+        wait_s: float = 60.0,
+        ttl_s: float = 60.0,
+        labels: Mapping[str, str] | None = None,
+    ) -> SandboxSync:
+        return SandboxSync(
+            self._loop,
+            self._inner.sandbox(
+                image,
+                spec=spec,
+                limits=limits,
+                environ=environ,
+                run_id=run_id,
+                wait_s=wait_s,
+                ttl_s=ttl_s,
+                labels=labels,
+            ),
+        )
+
+    def health(self) -> Health:
+        return self._loop.run(self._inner.health())
+
+    def nodes(self) -> list[NodeView]:
+        return self._loop.run(self._inner.nodes())
+
+    def sandboxes(self, *, state: SandboxState | str | None = None, run_id: str | None = None) -> list[SandboxView]:
+        return self._loop.run(self._inner.sandboxes(state=state, run_id=run_id))
+
+    def sandbox_view(self, sandbox_id: str) -> SandboxView:
+        return self._loop.run(self._inner.sandbox_view(sandbox_id))
+
+    def remove_sandbox(self, sandbox_id: str) -> None:
+        self._loop.run(self._inner.remove_sandbox(sandbox_id))
+
+    def logs(self, sandbox_id: str, *, lines: int = 200) -> LogView:
+        return self._loop.run(self._inner.logs(sandbox_id, lines=lines))
+
+    def exec(self, sandbox_id: str, request: ExecRequest | Sequence[str]) -> ExecResult:
+        return self._loop.run(self._inner.exec(sandbox_id, request))
+
+    def leases(self) -> list[LeaseView]:
+        return self._loop.run(self._inner.leases())
+
+    def create_lease(self, request: LeaseRequest) -> LeaseView:
+        return self._loop.run(self._inner.create_lease(request))
+
+    def release_lease(self, lease_id: str) -> None:
+        self._loop.run(self._inner.release_lease(lease_id))
+
+    def envs(self) -> list[EnvView]:
+        return self._loop.run(self._inner.envs())
+
+    def env_view(self, name: str) -> EnvView:
+        return self._loop.run(self._inner.env_view(name))
+
+    def tasks(self, env: str, split: str = "train") -> TaskList:
+        return self._loop.run(self._inner.tasks(env, split))
+
+    def events(
+        self, *, limit: int = 100, kind: str | None = None, run_id: str | None = None, after: int | None = None
+    ) -> list[EventView]:
+        return self._loop.run(self._inner.events(limit=limit, kind=kind, run_id=run_id, after=after))
+
+    def create_run(self, run: RunCreate) -> RunView:
+        return self._loop.run(self._inner.create_run(run))
+
+    def update_run(self, run_id: str, update: RunUpdate) -> RunView:
+        return self._loop.run(self._inner.update_run(run_id, update))
+
+    def runs(self) -> list[RunView]:
+        return self._loop.run(self._inner.runs())
+
+    def run(self, run_id: str) -> RunView:
+        return self._loop.run(self._inner.run(run_id))
+
+    def report_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        self._loop.run(self._inner.report_metrics(run_id, points))
+
+    def metrics(self, run_id: str, *, since_step: int = 0) -> list[MetricPoint]:
+        return self._loop.run(self._inner.metrics(run_id, since_step=since_step))
+
+    def report_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord]) -> None:
+        self._loop.run(self._inner.report_episodes(run_id, episodes))
+
+    def episodes(
+        self,
+        run_id: str,
+        *,
+        phase: str | None = None,
+        outcome: str | None = None,
+        ledger: LedgerState | str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> EpisodePage:
+        return self._loop.run(
+            self._inner.episodes(run_id, phase=phase, outcome=outcome, ledger=ledger, limit=limit, offset=offset)
+        )
+
+    def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:
+        return self._loop.run(self._inner.episode(run_id, episode_id))
+
+    def ledger(self, run_id: str) -> LedgerView:
+        return self._loop.run(self._inner.ledger(run_id))
+
+    def shutdown(self) -> None:
+        self._loop.run(self._inner.shutdown())
+
+
+def _inherit_texts() -> None:
+    """Give the methods the docstrings of those they call, for ``help()`` and editors."""
+    for sync, original in ((RockSync, Rock), (EnvSessionSync, EnvSession), (SandboxSync, Sandbox)):
+        for name, method in vars(sync).items():
+            if callable(method) and not name.startswith("_") and method.__doc__ is None:
+                method.__doc__ = getattr(original, name).__doc__
+
+
+_inherit_texts()

@@ -1,0 +1,170 @@
+"""The control plane over HTTP: one keep-alive client, time-outs on everything, errors of the one vocabulary.
+
+Invariants: whatever goes wrong leaves here as a :class:`RockError`; a request that may have reached the platform is
+sent again only if sending it twice does no harm; nothing waits without a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from rock.domain.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    PlatformUnavailable,
+    RockError,
+    Unauthorized,
+    from_problem,
+)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5.0
+FIRST_RETRY_S = 0.1
+LONGEST_RETRY_S = 2.0
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+# The request has certainly not reached the platform: any request may be sent again.
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+class Transport:
+    """Requests to one platform.
+
+    Args:
+        url: address of the platform, ``http://host:port``.
+        key: API key, sent as a bearer token; empty for none.
+        timeout_s: how long one request may take, unless the call says otherwise.
+        retry_s: for how long a platform that cannot be reached is tried again before giving up.
+    """
+
+    def __init__(self, url: str, key: str, *, timeout_s: float, retry_s: float) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise InvalidRequest(
+                f"{url!r} is no address of a platform.", hint="Give it as http://host:port, for example in ROCK_URL."
+            )
+        self.url = url
+        self._timeout_s = timeout_s
+        self._retry_s = retry_s
+        self._client = httpx.AsyncClient(
+            base_url=f"{url}/v1/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            # No limit on connections: a lease waits on its own for a sandbox and must not hold up heartbeats.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30),
+            # A proxy of the company's network cannot reach a platform on this machine.
+            trust_env=parts.hostname not in _LOOPBACK,
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def get(self, kind: type[T], path: str, /, **params: Any) -> T:
+        """GET ``path``; parameters that are None are left out."""
+        return cast(T, await self.request("GET", path, kind=kind, params=params, idempotent=True))
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        kind: Any = None,
+        body: BaseModel | list[Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        idempotent: bool = False,
+        retry_s: float | None = None,
+    ) -> Any:
+        """Send a request and return its answer as ``kind`` (None: the answer is not read).
+
+        Raises: the platform's own error; PlatformUnavailable when nobody, or something else, answers;
+        DeadlineExceeded when the platform took longer than ``timeout_s``.
+        """
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        patience_s = self._retry_s if retry_s is None else retry_s
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + patience_s
+        attempt = 0
+        while True:
+            try:
+                response = await self._client.request(
+                    method,
+                    path,
+                    content=_encode(body),
+                    params={k: v for k, v in (params or {}).items() if v is not None and v != ""},
+                    headers={"Content-Type": "application/json"} if body is not None else None,
+                    timeout=httpx.Timeout(limit_s, connect=min(CONNECT_TIMEOUT_S, limit_s)),
+                )
+                return self._decode(response, kind)
+            except httpx.TransportError as error:
+                again = isinstance(error, _NEVER_SENT) or (idempotent and not isinstance(error, httpx.TimeoutException))
+                pause_s = random.uniform(0, min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**attempt))
+                if not again or loop.time() + pause_s >= give_up_at:
+                    raise self._unreachable(error, method, path, limit_s) from error
+                attempt += 1
+                await asyncio.sleep(pause_s)
+            except (httpx.InvalidURL, httpx.HTTPError) as error:
+                raise self._unreachable(error, method, path, limit_s) from error
+
+    def _unreachable(self, error: Exception, method: str, path: str, limit_s: float) -> RockError:
+        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+            return DeadlineExceeded(
+                f"{method} {path} was not answered by {self.url} within {limit_s:g} s.",
+                hint="The platform is overloaded or stuck: look at `rock logs`.",
+            )
+        return PlatformUnavailable(
+            f"No platform answers at {self.url}.",
+            hint="Start one with `rock up -d`, or set ROCK_URL to where it runs.",
+            cause=f"{type(error).__name__}: {error}",
+        )
+
+    def _decode(self, response: httpx.Response, kind: Any) -> Any:
+        if response.is_success:
+            if kind is None:
+                return None
+            try:
+                return _adapter(kind).validate_json(response.content)
+            except ValidationError as error:
+                raise self._strange(response, str(error.errors(include_url=False)[:3])) from error
+        try:
+            problem = orjson.loads(response.content)
+        except orjson.JSONDecodeError:
+            problem = None
+        if isinstance(problem, dict) and str(problem.get("type", "")).startswith("urn:rock:"):
+            raise from_problem(problem)
+        if response.status_code in {401, 403}:
+            raise Unauthorized(
+                f"{self.url} refused the request (HTTP {response.status_code}).",
+                hint="Set ROCK_KEY to a key of this platform.",
+            )
+        raise self._strange(response, response.text[:200])
+
+    def _strange(self, response: httpx.Response, cause: str) -> RockError:
+        return PlatformUnavailable(
+            f"What answers at {self.url} does not speak like this version of the platform "
+            f"({response.request.method} {response.request.url.path}: HTTP {response.status_code}).",
+            hint="Check the address (ROCK_URL), and that client and platform have the same version (`rock version`).",
+            cause=cause,
+        )
+
+
+def _encode(body: BaseModel | list[Any] | None) -> bytes | None:
+    if body is None:
+        return None
+    if isinstance(body, BaseModel):
+        return body.model_dump_json().encode()
+    return orjson.dumps([item.model_dump(mode="json") for item in body])
