@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from rock.wire.models import EventView, ExecRequest, ExecResult, NodeView, SandboxSpec, SandboxView
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease that was stored before a restart; the node is asked whether its sandbox still lives."""
+
+    lease_id: str
+    sandbox_id: str
+    token_sha256: str
+    epoch: int
+    run_id: str
+    spec: SandboxSpec
+    created_at: datetime
+
+
+def token_sha256(token: str) -> str:
+    """How a lease's token is kept anywhere but in the answer to the lease's creation."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 class NodeHandle(Protocol):
@@ -15,6 +36,13 @@ class NodeHandle(Protocol):
     def name(self) -> str: ...
 
     async def view(self) -> NodeView: ...
+
+    async def adopt(self, held: Sequence[HeldLease]) -> Sequence[str]:
+        """Once, before the first claim: take over the sandboxes of these leases, remove everything else it owns.
+
+        Returns the ids of the leases whose sandbox lives and answers.
+        """
+        ...
 
     async def claim(
         self, spec: SandboxSpec, *, lease_id: str, token: str, epoch: int, run_id: str, wait_s: float

@@ -1,0 +1,174 @@
+"""One database: opening it, bringing its schema up to date, and translating what can go wrong with it.
+
+Invariants: one transaction writes at a time in this process (SQLite has one writer; waiting in line here is fairer and
+cheaper than its busy loop); a transaction is stored whole or not at all; whatever the driver raises leaves this module
+as a StorageError that says what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from rock.domain.errors import InvalidRequest, StorageError
+
+BUSY_TIMEOUT_S = 5.0
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+# (part of the driver's message, what happened, what to do)
+_KNOWN_TROUBLE: tuple[tuple[str, str, str], ...] = (
+    (
+        "is full",
+        "the disk is full",
+        "Free some space there; what was stored before is safe, and reports can be sent again.",
+    ),
+    ("no space left", "the disk is full", "Free some space there; what was stored before is safe."),
+    ("is locked", "another process holds the database", "End the other program that has it open, then try again."),
+    ("readonly", "the database is read-only", "Give this user write access to the file and its folder."),
+    ("read-only", "the database is read-only", "Give this user write access to the file and its folder."),
+    ("unable to open", "the database cannot be opened", "Check that the folder exists and may be written to."),
+    ("not a database", "the file is no SQLite database", "Move it away, or name another with --database."),
+    ("malformed", "the database is damaged", "Restore it, or move it away and start with a new one."),
+    ("disk i/o", "the disk reports an error", "Look at the system's log; what was stored before may be safe."),
+    ("password", "the database refuses the login", "Check user and password in the --database URL."),
+    ("does not exist", "the database or a part of it does not exist", "Create it first: `createdb NAME`."),
+    ("refused", "no database answers at the address", "Start it, or check host and port in the --database URL."),
+)
+
+
+def database_url(text: str, home: Path) -> URL:
+    """The URL for the asynchronous driver; empty means SQLite in ``home``. Raises InvalidRequest."""
+    if not text:
+        return URL.create("sqlite+aiosqlite", database=str(home / "rock.db"))
+    if "://" not in text:
+        return URL.create("sqlite+aiosqlite", database=str(Path(text).expanduser()))
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise InvalidRequest(
+            "the database URL cannot be read", hint="postgresql://user@host/name or a path."
+        ) from error
+    drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+    backend = url.drivername.split("+")[0]
+    if backend not in drivers:
+        raise InvalidRequest(f"unknown kind of database {backend!r}", hint="Use sqlite or postgresql.")
+    return url.set(drivername=drivers[backend])
+
+
+def storage_error(error: BaseException, where: str) -> StorageError:
+    original = error.orig if isinstance(error, DBAPIError) else error
+    text = " ".join(str(original).split())[:300]
+    lowered = text.lower()
+    for part, what, remedy in _KNOWN_TROUBLE:
+        if part in lowered:
+            return StorageError(f"{what} ({where})", hint=remedy, cause=text)
+    if isinstance(original, OSError):
+        return StorageError(f"no database answers ({where})", hint="Start it, or check the --database URL.", cause=text)
+    return StorageError(f"the database refused ({where})", hint="The cause is in the log.", cause=text)
+
+
+class Database:
+    """Made by :meth:`open`. ``read`` and ``write`` give a connection in a transaction."""
+
+    def __init__(self, engine: AsyncEngine, where: str) -> None:
+        self._engine = engine
+        self._write_lock = asyncio.Lock()
+        self.where = where
+        self.kind = "PostgreSQL" if engine.dialect.name == "postgresql" else "SQLite"
+
+    @classmethod
+    async def open(cls, url: URL) -> Database:
+        """Connect and migrate. Raises StorageError."""
+        where = url.database or "in memory" if url.drivername.startswith("sqlite") else url.render_as_string()
+        try:
+            engine = create_async_engine(url, **_engine_options(url))
+        except ModuleNotFoundError as error:
+            raise StorageError(
+                f"the driver for {url.get_backend_name()} is not installed", hint="pip install 'rock-roll[postgres]'"
+            ) from error
+        if url.get_backend_name() == "sqlite":
+            event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        database = cls(engine, where)
+        try:
+            async with database.write() as connection:
+                await connection.run_sync(_migrate)
+        except StorageError:
+            await engine.dispose()
+            raise
+        except CommandError as error:
+            await engine.dispose()
+            raise StorageError(
+                f"the database was written by another version of this program ({where})",
+                hint="Upgrade the program, or name another database with --database.",
+                cause=str(error),
+            ) from error
+        return database
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.connect() as connection:
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
+            raise storage_error(error, self.where) from error
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction: committed at the end, rolled back whole if anything in it raises."""
+        try:
+            async with self._write_lock, self._engine.begin() as connection:
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
+            raise storage_error(error, self.where) from error
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def _engine_options(url: URL) -> dict[str, object]:
+    json = {"json_serializer": _dump_json, "json_deserializer": orjson.loads}
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S}, **json}
+    return {"pool_pre_ping": True, "pool_size": 5, "connect_args": {"timeout": 10}, **json}
+
+
+def _dump_json(value: object) -> str:
+    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    """WAL: readers go on while one writes. NORMAL then keeps the file consistent; power loss costs the last moments."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def migration_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head_revision() -> str:
+    return str(ScriptDirectory.from_config(migration_config()).get_current_head())
+
+
+def _migrate(connection: Connection) -> None:
+    config = migration_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,1 @@
+"""Alembic's migrations; run by :meth:`rock.store.database.Database.open`, never by hand."""

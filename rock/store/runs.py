@@ -1,0 +1,259 @@
+"""Repository of runs: their state, metrics, episodes, and the ledger's sums.
+
+Invariants: reporting an episode or a metric point again replaces it (at-least-once is safe); the sums in the ledger
+equal what a scan of the episodes would give, after every transaction; counting and summing never scan episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+
+from rock.domain.errors import NotFound
+from rock.domain.outcome import LedgerState
+from rock.store.database import Database
+from rock.store.tables import EpisodeRow, LedgerRow, MetricRow, RunRow, TurnsRow
+from rock.store.upsert import in_chunks, upsert
+from rock.wire.models import (
+    EpisodePage,
+    EpisodeRecord,
+    LedgerView,
+    MetricPoint,
+    RunUpdate,
+    RunView,
+)
+
+_IDS_AT_ONCE = 500
+
+LedgerKey = tuple[str, str, str]
+"""Phase, outcome, account: what the ledger's sums are kept by."""
+
+
+class RunStore:
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    # --- runs
+
+    async def create(self, view: RunView, *, resumed_from: str = "") -> None:
+        async with self._db.write() as connection:
+            await connection.execute(insert(RunRow).values(**view.model_dump(), resumed_from=resumed_from))
+
+    async def update(self, run_id: str, change: RunUpdate, at: datetime) -> RunView:
+        async with self._db.write() as connection:
+            query = select(RunRow.__table__).where(RunRow.id == run_id).with_for_update()
+            row = (await connection.execute(query)).first()
+            if row is None:
+                raise unknown_run(run_id)
+            values: dict[str, Any] = {"updated_at": at}
+            if change.status is not None:
+                values["status"] = change.status
+            if change.detail is not None:
+                values["detail"] = change.detail
+            if change.summary is not None:
+                values["summary"] = {**row.summary, **_finite(change.summary)}
+            await connection.execute(update(RunRow).where(RunRow.id == run_id).values(values))
+        return _run_view({**row._mapping, **values})
+
+    async def run(self, run_id: str) -> RunView:
+        async with self._db.read() as connection:
+            row = (await connection.execute(select(RunRow.__table__).where(RunRow.id == run_id))).first()
+        if row is None:
+            raise unknown_run(run_id)
+        return _run_view(dict(row._mapping))
+
+    async def runs(self, limit: int = 200) -> list[RunView]:
+        """The newest first."""
+        query = select(RunRow.__table__).order_by(RunRow.created_at.desc(), RunRow.id).limit(limit)
+        async with self._db.read() as connection:
+            return [_run_view(dict(row._mapping)) for row in (await connection.execute(query)).all()]
+
+    # --- metrics
+
+    async def add_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """Values of a step that was reported before are merged into it, name by name, the later one winning."""
+        merged: dict[int, MetricPoint] = {}
+        for point in points:
+            values = {**(merged[point.step].values if point.step in merged else {}), **_finite(point.values)}
+            merged[point.step] = MetricPoint(step=point.step, at=point.at, values=values)
+        if not merged:
+            return
+        async with self._db.write() as connection:
+            step_before = await connection.scalar(select(RunRow.step).where(RunRow.id == run_id))
+            if step_before is None:
+                raise unknown_run(run_id)
+            query = select(MetricRow.step, MetricRow.values).where(
+                MetricRow.run_id == run_id, MetricRow.step.in_(list(merged))
+            )
+            before = {row[0]: row[1] for row in (await connection.execute(query)).all()}
+            rows = [
+                {"run_id": run_id, "step": p.step, "at": p.at, "values": {**before.get(p.step, {}), **p.values}}
+                for p in merged.values()
+            ]
+            await upsert(connection, MetricRow, rows)
+            newest = max(merged.values(), key=lambda point: point.step)
+            values = {"step": max(step_before, newest.step), "updated_at": newest.at}
+            await connection.execute(update(RunRow).where(RunRow.id == run_id).values(values))
+
+    async def metrics(self, run_id: str, since_step: int = 0) -> list[MetricPoint]:
+        query = (
+            select(MetricRow.step, MetricRow.at, MetricRow.values)
+            .where(MetricRow.run_id == run_id, MetricRow.step >= since_step)
+            .order_by(MetricRow.step)
+        )
+        async with self._db.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return [MetricPoint(step=step, at=at, values=values) for step, at, values in rows]
+
+    # --- episodes
+
+    async def add_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord]) -> None:
+        latest = {episode.id: episode for episode in episodes}
+        if not latest:
+            return
+        async with self._db.write() as connection:
+            if await connection.scalar(select(RunRow.id).where(RunRow.id == run_id)) is None:
+                raise unknown_run(run_id)
+            changes: dict[LedgerKey, list[int]] = defaultdict(lambda: [0, 0, 0])
+            for ids in in_chunks(list(latest), _IDS_AT_ONCE):
+                query = select(
+                    EpisodeRow.phase,
+                    EpisodeRow.outcome,
+                    EpisodeRow.ledger,
+                    EpisodeRow.generated_tokens,
+                    EpisodeRow.sandbox_s,
+                ).where(EpisodeRow.run_id == run_id, EpisodeRow.id.in_(ids))
+                for phase, outcome, account, tokens, sandbox_s in (await connection.execute(query)).all():
+                    _book(changes[phase, outcome, account], -1, tokens, sandbox_s)
+            for episode in latest.values():
+                key = (episode.phase, episode.outcome, episode.ledger.value)
+                _book(changes[key], 1, episode.generated_tokens, episode.sandbox_s)
+            await upsert(connection, EpisodeRow, [_episode_values(run_id, e) for e in latest.values()])
+            turns = [
+                {"run_id": run_id, "episode_id": e.id, "turns": [t.model_dump(mode="json") for t in e.turns]}
+                for e in latest.values()
+            ]
+            await upsert(connection, TurnsRow, turns)
+            sums = [
+                {
+                    "run_id": run_id,
+                    "phase": phase,
+                    "outcome": outcome,
+                    "account": account,
+                    "episodes": count,
+                    "tokens": tokens,
+                    "sandbox_us": sandbox_us,
+                }
+                for (phase, outcome, account), (count, tokens, sandbox_us) in sorted(changes.items())
+                if count or tokens or sandbox_us
+            ]
+            await upsert(connection, LedgerRow, sums, add=("episodes", "tokens", "sandbox_us"))
+
+    async def episodes(
+        self,
+        run_id: str,
+        *,
+        phase: str = "",
+        outcome: str = "",
+        ledger: str = "",
+        limit: int = 100,
+        offset: int = 0,
+    ) -> EpisodePage:
+        """The newest first, without turns. ``total`` comes from the ledger's sums."""
+        chosen = [(EpisodeRow.phase, LedgerRow.phase, phase), (EpisodeRow.outcome, LedgerRow.outcome, outcome)]
+        chosen.append((EpisodeRow.ledger, LedgerRow.account, ledger))
+        # The page's keys first, from an index alone: skipping 100,000 wide rows would read them all.
+        keys = select(EpisodeRow.ended_at, EpisodeRow.id).where(EpisodeRow.run_id == run_id)
+        count = select(func.coalesce(func.sum(LedgerRow.episodes), 0)).where(LedgerRow.run_id == run_id)
+        for column, sum_column, value in chosen:
+            if value:
+                keys, count = keys.where(column == value), count.where(sum_column == value)
+        keys = keys.order_by(EpisodeRow.ended_at.desc(), EpisodeRow.id.desc()).limit(limit).offset(offset)
+        async with self._db.read() as connection:
+            total = int(await connection.scalar(count) or 0)
+            ids = [row.id for row in (await connection.execute(keys)).all()] if offset < total else []
+            rows: list[Any] = []
+            for some in in_chunks(ids, _IDS_AT_ONCE):
+                query = select(EpisodeRow.__table__).where(EpisodeRow.run_id == run_id, EpisodeRow.id.in_(some))
+                rows += (await connection.execute(query)).all()
+        rows.sort(key=lambda row: (row.ended_at, row.id), reverse=True)
+        return EpisodePage(total=total, episodes=tuple(_episode(dict(row._mapping)) for row in rows))
+
+    async def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:
+        async with self._db.read() as connection:
+            query = select(EpisodeRow.__table__).where(EpisodeRow.run_id == run_id, EpisodeRow.id == episode_id)
+            row = (await connection.execute(query)).first()
+            if row is None:
+                raise NotFound(f"run {run_id} has no episode {episode_id!r}", hint=f"GET /v1/runs/{run_id}/episodes")
+            turns = await connection.scalar(
+                select(TurnsRow.turns).where(TurnsRow.run_id == run_id, TurnsRow.episode_id == episode_id)
+            )
+        return _episode({**row._mapping, "turns": turns or []})
+
+    async def ledger(self, run_id: str) -> LedgerView:
+        query = (
+            select(
+                LedgerRow.account,
+                func.sum(LedgerRow.episodes),
+                func.sum(LedgerRow.tokens),
+                func.sum(LedgerRow.sandbox_us),
+            )
+            .where(LedgerRow.run_id == run_id)
+            .group_by(LedgerRow.account)
+        )
+        async with self._db.read() as connection:
+            rows = (await connection.execute(query)).all()
+        accounts = dict.fromkeys(LedgerState, 0)
+        tokens = dict.fromkeys(LedgerState, 0)
+        sandbox_s = dict.fromkeys(LedgerState, 0.0)
+        for account, count, token_sum, sandbox_us in rows:
+            state = LedgerState(account)
+            accounts[state], tokens[state], sandbox_s[state] = int(count), int(token_sum), int(sandbox_us) / 1e6
+        return LedgerView(
+            run_id=run_id, dispatched=sum(accounts.values()), accounts=accounts, tokens=tokens, sandbox_s=sandbox_s
+        )
+
+
+def unknown_run(run_id: str) -> NotFound:
+    return NotFound(f"no run {run_id!r}", hint="GET /v1/runs lists them.")
+
+
+def _book(sums: list[int], sign: int, tokens: int, sandbox_s: float) -> None:
+    sums[0] += sign
+    sums[1] += sign * tokens
+    sums[2] += sign * round(sandbox_s * 1e6)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Without NaN and infinities, which JSON does not have: a number that is none is not reported."""
+    return {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
+
+
+def _text(value: str) -> str:
+    """PostgreSQL's text has no NUL character; what a policy writes may."""
+    return value.replace("\x00", "\ufffd")
+
+
+def _run_view(row: dict[str, Any]) -> RunView:
+    return RunView(**{k: v for k, v in row.items() if k != "resumed_from"})
+
+
+def _episode_values(run_id: str, episode: EpisodeRecord) -> dict[str, Any]:
+    values = episode.model_dump(exclude={"turns"})
+    values |= {
+        "run_id": run_id,
+        "ledger": episode.ledger.value,
+        "reason": _text(episode.reason),
+        "task": _text(episode.task),
+    }
+    values["turn_count"] = episode.turn_count or len(episode.turns)
+    return values
+
+
+def _episode(row: dict[str, Any]) -> EpisodeRecord:
+    return EpisodeRecord(**{k: v for k, v in row.items() if k != "run_id"})
