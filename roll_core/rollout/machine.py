@@ -1,0 +1,245 @@
+"""The brain of rollout: a pure state machine over admission, groups, buffer and ledger. No I/O and no clock.
+
+Events go in (``next_start``, ``finished``, ``take_batch``, ``trained``, ``published``, ``close``), :class:`Effects`
+come out; the scheduler carries them out. Invariants, all property-tested:
+
+* samples in the buffer and in flight never exceed ⌊(1+α)·N⌋, those being cancelled included;
+* every sample of a batch taken at version n was initiated by version ≥ n − α;
+* every dispatched episode is booked exactly once, and a void one never reaches a group;
+* with nothing in flight, either a batch can be taken or an episode can be started: there is always progress.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from rock.domain.outcome import LedgerState, Void
+from roll_core.rollout.admission import Admission
+from roll_core.rollout.buffer import Buffer, Order
+from roll_core.rollout.groups import GroupBook, OpenGroup, ReadyGroup, Running, has_signal
+from roll_core.rollout.ledger import Ledger, LedgerSnapshot
+from roll_core.rollout.tasks import TaskQueue
+from roll_core.rollout.work import Booking, Effects, EpisodeSpec
+from roll_core.types import Group, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSettings:
+    alpha: float
+    group_size: int
+    groups_per_batch: int
+    extra_members: int = 0
+    extra_groups: int = 0
+    order: Order = "opened"
+    filter_zero_variance: bool = True
+    max_voids_per_group: int = 32
+    seed: int = 0
+    id_prefix: str = "ep-"
+
+    @property
+    def batch_samples(self) -> int:
+        """N, with the redundancy that a batch costs."""
+        return (self.groups_per_batch + self.extra_groups) * (self.group_size + self.extra_members)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedGroup:
+    index: int
+    id: str
+    task: str
+    seed: int
+    members: tuple[Trajectory | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """What a checkpoint keeps. Episodes in flight are not in it: after a resume they are booked as cancelled."""
+
+    version: int
+    position: int
+    next_group: int
+    next_episode: int
+    ledger: LedgerSnapshot
+    open_groups: tuple[SavedGroup, ...]
+    buffered: tuple[SavedGroup, ...]
+
+
+class RolloutMachine:
+    def __init__(self, settings: MachineSettings, tasks: TaskQueue, *, version: int = 0) -> None:
+        self.settings = settings
+        self.admission = Admission(settings.alpha, settings.batch_samples)
+        self.tasks = tasks
+        self.ledger = Ledger()
+        self.engine_version = version
+        self.next_version = version
+        """The learner's version when it trains on the next batch it takes."""
+        self.groups = GroupBook(settings.group_size, settings.extra_members)
+        self.buffer = Buffer(self.admission.capacity, settings.order)
+        self._closing: dict[str, LedgerState] = {}
+        self._next_group = 0
+        self._next_episode = 0
+        self.filtered_in_a_row = 0
+
+    @property
+    def held(self) -> int:
+        return self.groups.held() + self.buffer.samples + len(self._closing)
+
+    # --- starting ----------------------------------------------------------------------------------------------------
+
+    def next_start(self) -> EpisodeSpec | None:
+        """Admit and dispatch the next episode, or None if none may start now."""
+        found = self.groups.first_open_place()
+        if not self.admission.may_start(
+            held=self.held,
+            batches_ahead=self._batches_ahead(found[0].index if found else self._next_group),
+            engine_version=self.engine_version,
+            next_version=self.next_version,
+        ):
+            return None
+        group, place = found or (self._open_group(), 0)
+        episode_id = self.new_id()
+        self.groups.start(group, place, episode_id, self.engine_version)
+        sampling_seed = random.Random(f"{self.settings.seed}/{group.index}/{place}").getrandbits(31)
+        return EpisodeSpec(episode_id, group.id, group.task, group.seed, sampling_seed, self.engine_version)
+
+    def _batches_ahead(self, index: int) -> int:
+        groups_ahead = sum(i < index for i in self.groups.groups) + sum(g.index < index for g in self.buffer.groups)
+        return groups_ahead // (self.settings.groups_per_batch + self.settings.extra_groups)
+
+    def new_id(self) -> str:
+        """Dispatch one more episode in the ledger and name it."""
+        episode_id = f"{self.settings.id_prefix}{self._next_episode:06d}"
+        self._next_episode += 1
+        self.ledger.dispatch(episode_id)
+        return episode_id
+
+    def _open_group(self) -> OpenGroup:
+        task, seed = self.tasks.take()
+        group = self.groups.open(self._next_group, f"g-{self._next_group:06d}", task, seed)
+        self._next_group += 1
+        return group
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+
+    def finished(self, trajectory: Trajectory) -> Effects:
+        """An episode's coroutine has ended, in whatever way."""
+        closing = self._closing.pop(trajectory.id, None)
+        if closing is not None:
+            return Effects(booked=(self._book(trajectory, closing),))
+        if isinstance(trajectory.outcome, Void):
+            return self._voided(trajectory)
+        group = self.groups.finish(trajectory)
+        done = self.groups.complete(group)
+        if done is None:
+            return Effects()
+        ready, surplus = done
+        return self._completed(ready) + self._cancel(surplus, LedgerState.CANCELLED)
+
+    def _voided(self, trajectory: Trajectory) -> Effects:
+        group = self.groups.void(trajectory.id)
+        effects = Effects(booked=(self._book(trajectory, LedgerState.VOID),))
+        if group.voids < self.settings.max_voids_per_group:
+            return effects
+        return effects + self._give_up(group, LedgerState.CANCELLED)  # this task breaks every sandbox it meets
+
+    def _completed(self, ready: ReadyGroup) -> Effects:
+        if self.settings.filter_zero_variance and not has_signal(ready.group):
+            self.filtered_in_a_row += 1
+            return Effects(booked=tuple(self._book(m, LedgerState.FILTERED) for m in ready.group.members))
+        self.filtered_in_a_row = 0
+        self.buffer.put(ready)
+        return Effects()
+
+    def is_closing(self, episode_id: str) -> bool:
+        """Whether the episode was given up and only its coroutine has yet to end."""
+        return episode_id in self._closing
+
+    def book_measured(self, trajectory: Trajectory, state: LedgerState) -> Booking:
+        """The end of an episode that was named by :meth:`new_id` and belongs to no group."""
+        return self._book(trajectory, state)
+
+    # --- batches and versions ----------------------------------------------------------------------------------------
+
+    def batch_ready(self) -> bool:
+        return self.buffer.has(self.settings.groups_per_batch, oldest_open=min(self.groups.groups, default=None))
+
+    def take_batch(self) -> tuple[tuple[Group, ...], Effects]:
+        """The groups to train on at ``next_version``, and the end of everything that is too old for the batch after."""
+        if not self.batch_ready():
+            raise ValueError("take_batch without a ready batch; ask batch_ready first")
+        oldest = self.admission.oldest_fresh(self.next_version)
+        taken = self.buffer.take(self.settings.groups_per_batch, min_version=oldest)
+        self.next_version += 1
+        return tuple(g.group for g in taken), self._drop_stale()
+
+    def trained(self, groups: tuple[Group, ...]) -> Effects:
+        return Effects(booked=tuple(self._book(m, LedgerState.TRAINED) for g in groups for m in g.members))
+
+    def published(self, version: int) -> None:
+        """The engine now samples with ``version``; episodes started from here on are initiated by it."""
+        self.engine_version = version
+
+    def _drop_stale(self) -> Effects:
+        oldest = self.admission.oldest_fresh(self.next_version)
+        members = [m for ready in self.buffer.evict(oldest) for m in ready.group.members]
+        effects = Effects(booked=tuple(self._book(m, LedgerState.STALE) for m in members))
+        for group in self.groups.older_than(oldest):
+            effects += self._give_up(group, LedgerState.STALE)
+        return effects
+
+    def close(self) -> Effects:
+        """The run ends: cancel what is being played and book what nobody will train on."""
+        members = [m for ready in self.buffer.evict(self.next_version + 1) for m in ready.group.members]
+        effects = Effects(booked=tuple(self._book(m, LedgerState.CANCELLED) for m in members))
+        for group in list(self.groups):
+            effects += self._give_up(group, LedgerState.CANCELLED)
+        return effects
+
+    def _give_up(self, group: OpenGroup, state: LedgerState) -> Effects:
+        self.groups.remove(group)
+        booked = tuple(self._book(m, state) for m in group.finished())
+        return Effects(booked=booked) + self._cancel(tuple(group.running()), state)
+
+    def _cancel(self, running: tuple[Running, ...], state: LedgerState) -> Effects:
+        """They stay in flight until their coroutines have ended and told their cost."""
+        self._closing.update({r.episode_id: state for r in running})
+        return Effects(cancel=tuple(r.episode_id for r in running))
+
+    def _book(self, trajectory: Trajectory, state: LedgerState) -> Booking:
+        self.ledger.book(trajectory.id, state, tokens=trajectory.generated_tokens, sandbox_s=trajectory.sandbox_s)
+        return Booking(trajectory.id, state, self.next_version, trajectory)
+
+    # --- checkpoint --------------------------------------------------------------------------------------------------
+
+    def state(self) -> MachineState:
+        open_groups = tuple(
+            SavedGroup(g.index, g.id, g.task, g.seed, tuple(p if isinstance(p, Trajectory) else None for p in g.places))
+            for g in self.groups
+        )
+        buffered = tuple(
+            SavedGroup(g.index, g.group.id, g.group.task, g.group.members[0].seed, g.group.members)
+            for g in self.buffer.groups
+        )
+        return MachineState(
+            self.next_version, self.tasks.position, self._next_group, self._next_episode,
+            self.ledger.snapshot(), open_groups, buffered,
+        )  # fmt: skip
+
+    def restore(self, state: MachineState) -> Effects:
+        """Continue from a checkpoint taken between training steps; books what was in flight then as cancelled."""
+        self.engine_version = self.next_version = state.version
+        self.tasks.position = state.position
+        self._next_group, self._next_episode = state.next_group, state.next_episode
+        self.ledger = Ledger.restore(state.ledger)
+        for saved in state.buffered:
+            members = tuple(m for m in saved.members if m is not None)
+            self.buffer.put(ReadyGroup(saved.index, Group(saved.id, saved.task, members)))
+        for saved in state.open_groups:
+            self.groups.open(saved.index, saved.id, saved.task, saved.seed).places = list(saved.members)
+        kept = {m.id for saved in (*state.buffered, *state.open_groups) for m in saved.members if m is not None}
+        lost = [i for i in state.ledger.in_flight if i not in kept]
+        for episode_id in lost:
+            self.ledger.book(episode_id, LedgerState.CANCELLED)
+        booked = tuple(Booking(i, LedgerState.CANCELLED, self.next_version) for i in lost)
+        return Effects(booked=booked) + self._drop_stale()

@@ -1,0 +1,223 @@
+"""Where episodes are played: in the platform's sandboxes, or in processes of this machine.
+
+The trainer sees only the two Protocols here. :class:`SdkSessions` is the real thing. :class:`LocalSessions` plays the
+same environment classes without the platform, for tuning a recipe offline and for tests: no isolation, no recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rock.domain import errors
+
+if TYPE_CHECKING:
+    from rock.sdk import Rock
+
+StepTuple = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
+class Session(Protocol):
+    """One environment held for one episode; the shape of ``rock.sdk.EnvSession``."""
+
+    @property
+    def sandbox_id(self) -> str: ...
+
+    async def reset(
+        self, task: str | None = None, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]: ...
+
+    async def step(self, action: Any) -> StepTuple: ...
+
+    async def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> Any: ...
+
+
+class SessionFactory(Protocol):
+    def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
+        """A fresh environment; leaving the context gives it back. Raises errors of ``rock.domain.errors``."""
+        ...
+
+    async def tasks(self, split: str) -> Sequence[str]: ...
+
+    async def digest(self) -> str:
+        """Names the content of the environment: equal digests give equal episodes."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class SdkSessions:
+    """Leases from a running platform."""
+
+    def __init__(
+        self, rock: Rock, env: str, *, run_id: str, wait_s: float, ttl_s: float, reset_s: float, step_s: float
+    ) -> None:
+        self._rock = rock
+        self._env = env
+        self._run_id = run_id
+        self._wait_s = wait_s
+        self._ttl_s = ttl_s
+        self._reset_s = reset_s
+        self._step_s = step_s
+
+    def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
+        return self._rock.env(
+            self._env,
+            task=task,
+            seed=seed,
+            run_id=self._run_id,
+            wait_s=self._wait_s,
+            ttl_s=self._ttl_s,
+            reset_timeout_s=self._reset_s,
+            step_timeout_s=self._step_s,
+        )
+
+    async def tasks(self, split: str) -> Sequence[str]:
+        return (await self._rock.tasks(self._env, split)).tasks
+
+    async def digest(self) -> str:
+        for env in await self._rock.envs():
+            if env.name == self._env:
+                return env.bundle_digest
+        raise errors.NotFound(
+            f"the platform knows no environment {self._env!r}", hint="`rock env list` shows those it knows"
+        )
+
+    async def close(self) -> None:
+        return None
+
+
+# --- without the platform --------------------------------------------------------------------------------------------
+
+_instances: dict[int, Any] = {}  # environments living in this worker process (or, without workers, in this process)
+
+
+def _prepare_worker(environ: Mapping[str, str], python_path: Sequence[str]) -> None:
+    os.environ.update(environ)
+    sys.path[:0] = [p for p in python_path if p not in sys.path]
+
+
+def _invoke(entry: str, key: int, method: str, args: tuple[Any, ...]) -> Any:
+    if method == "forget":
+        env = _instances.pop(key, None)
+        if env is not None:
+            env.close()
+        return None
+    if key not in _instances:
+        module, _, name = entry.partition(":")
+        _instances[key] = getattr(importlib.import_module(module), name)()
+    return getattr(_instances[key], method)(*args)
+
+
+class LocalSessions:
+    """Environments in ``workers`` processes of this machine; 0 plays them in a thread of this process.
+
+    ``bundle`` is a directory with ``tasks.json`` and ``data/``, as an environment's ``prepare`` writes it.
+    """
+
+    def __init__(
+        self,
+        entry: str,
+        *,
+        bundle: Path | None = None,
+        tasks: Mapping[str, Sequence[str]] | None = None,
+        workers: int = 0,
+    ) -> None:
+        self._entry = entry
+        self._tasks = dict(tasks or {})
+        if bundle is not None and not tasks:
+            self._tasks = json.loads((bundle / "tasks.json").read_text())
+        self._bundle = bundle
+        environ = {"ROCK_ENV_DATA": str(bundle / "data")} if bundle else {}
+        paths = [str(bundle / d) for d in ("src", "site") if (bundle / d).is_dir()] if bundle else []
+        self._executors = _executors(workers, environ, [*paths, os.getcwd()])
+        self._load = [0] * len(self._executors)
+        self._keys = count()
+
+    @asynccontextmanager
+    async def open(self, task: str, seed: int) -> AsyncIterator[Session]:
+        worker = self._load.index(min(self._load))
+        self._load[worker] += 1
+        session = _LocalSession(self._executors[worker], self._entry, next(self._keys), task, seed)
+        try:
+            yield session
+        finally:
+            self._load[worker] -= 1
+            with contextlib.suppress(RuntimeError):  # the executor may be shut down already
+                self._executors[worker].submit(_invoke, self._entry, session.key, "forget", ())
+
+    async def tasks(self, split: str) -> Sequence[str]:
+        if split not in self._tasks:
+            raise errors.NotFound(
+                f"no split {split!r}; there are {sorted(self._tasks)}", hint="set env.train_split or env.eval_split"
+            )
+        return self._tasks[split]
+
+    async def digest(self) -> str:
+        return f"local-{self._bundle.resolve().name}" if self._bundle else "local"
+
+    async def close(self) -> None:
+        for executor in self._executors:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _executors(workers: int, environ: Mapping[str, str], python_path: Sequence[str]) -> list[Executor]:
+    if workers == 0:
+        _prepare_worker(environ, python_path)
+        return [ThreadPoolExecutor(1, thread_name_prefix="local-env")]
+    # One single-worker pool per process, because an environment's object lives in the process that made it.
+    context = multiprocessing.get_context("spawn")
+    return [
+        ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_worker, initargs=(environ, python_path))
+        for _ in range(workers)
+    ]
+
+
+class _LocalSession:
+    def __init__(self, executor: Executor, entry: str, key: int, task: str, seed: int) -> None:
+        self._executor = executor
+        self._entry = entry
+        self.key = key
+        self._task = task
+        self._seed = seed
+
+    @property
+    def sandbox_id(self) -> str:
+        return f"local-{self.key}"
+
+    async def reset(
+        self, task: str | None = None, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        chosen_task, chosen_seed = self._task if task is None else task, self._seed if seed is None else seed
+        observation, info = await self._call("reset", chosen_task, chosen_seed, options or {})
+        return observation, info
+
+    async def step(self, action: Any) -> StepTuple:
+        observation, reward, terminated, truncated, info = await self._call("step", action)
+        return observation, float(reward), terminated, truncated, info
+
+    async def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> Any:
+        async with asyncio.timeout(timeout_s):
+            return await self._call("call", method, args)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, _invoke, self._entry, self.key, method, args)
+        except BrokenExecutor as error:
+            raise errors.SandboxLost(f"the process that played {self._entry} has died") from error
+        except errors.RockError:
+            raise
+        except Exception as error:  # whatever an environment raises is its own fault
+            raise errors.EnvironmentError(f"{self._entry}.{method} raised {error!r}") from error
