@@ -42,7 +42,7 @@ class Tokenizer:
             raise CheckpointError(f"{path} does not exist; expected a tokenizer.json.") from error
 
     def save(self, directory: Path | str) -> None:
-        """Write tokenizer.json, and the tokenizer_config.json by which ``transformers`` finds it, into ``directory``."""
+        """Write tokenizer.json, and tokenizer_config.json by which ``transformers`` finds it, into ``directory``."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self._content, encoding="utf-8")

@@ -1,0 +1,264 @@
+"""The network as an engine runs it: fused weights, a KV cache of fixed rows, one forward pass for many sequences.
+
+Invariants: a pass computes tokens of any number of sequences packed one after another, without padding; row ``slot`` of
+the cache holds one sequence from position 0 on; what lies beyond a sequence's length is finite and never attended to.
+
+Why it looks as it does (measured on CPU at hidden 128, batch 32): at these sizes a pass is bounded by the number of
+operators and by reading the cache, so norm weights are folded into the following matrix, Q, K and V (gate and up) are
+one product, heads are permuted so that rotary embedding is one complex product, query heads of a group share one read
+of the cache, and attention reads only the needed length of only the rows in use.
+
+Shape legend: N packed tokens, D hidden, V vocabulary, H query heads, K key/value heads, G = H/K, E head dimension,
+S slots, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from roll_core.models.qwen import ModelConfig, parameter_shapes
+
+_CALL_COST = 2.0e4
+"""What one more attention call costs, in cache elements that could be read meanwhile (10 µs at 0.5 ns each)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of one sequence that a pass computes: ``token_ids`` at positions ``start``… of row ``slot``."""
+
+    slot: int
+    start: int
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Single-token pieces in neighbouring slots, attended to in one call."""
+
+    begin: int
+    end: int
+    slot: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    qkv_DX: Tensor
+    qkv_bias_X: Tensor | None
+    qk_scale: Tensor  # (H + K, E), or a scalar per head broadcast over E
+    out_XD: Tensor
+    gate_up_DX: Tensor
+    down_XD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    embedding_VD: Tensor
+    head_DV: Tensor
+    norm_D: Tensor
+    layers: tuple[_Layer, ...]
+
+
+def _interleave(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder each head's rows from (first halves, second halves) to pairs, as a complex product wants them.
+
+    Scores do not change: queries and keys are permuted alike.
+    """
+    halves = weight.view(-1, 2, head_dim // 2, *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _fuse_layer(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> _Layer:
+    c = config
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    first, second = tensors[f"{prefix}input_layernorm.weight"], tensors[f"{prefix}post_attention_layernorm.weight"]
+    q, k = (_interleave(tensors[f"{attention}{n}_proj.weight"], c.head_dim) for n in "qk")
+    qkv = torch.cat((q, k, tensors[f"{attention}v_proj.weight"])) * first
+    bias = None
+    if c.qkv_bias:
+        q, k = (_interleave(tensors[f"{attention}{n}_proj.bias"], c.head_dim) for n in "qk")
+        bias = torch.cat((q, k, tensors[f"{attention}v_proj.bias"]))
+    scale = torch.ones(c.heads + c.kv_heads, c.head_dim, dtype=first.dtype, device=first.device)
+    if c.qk_norm:
+        scale[: c.heads] = _interleave(tensors[f"{attention}q_norm.weight"], c.head_dim)
+        scale[c.heads :] = _interleave(tensors[f"{attention}k_norm.weight"], c.head_dim)
+        scale *= c.head_dim**0.5  # the norm divides by the length of the vector, not by its root mean square
+    scale[: c.heads] *= c.head_dim**-0.5
+    gate_up = torch.cat((tensors[f"{mlp}gate_proj.weight"], tensors[f"{mlp}up_proj.weight"])) * second
+    return _Layer(
+        qkv_DX=(qkv * c.hidden**0.5).t().contiguous(),
+        qkv_bias_X=bias,
+        qk_scale=scale,
+        out_XD=tensors[f"{attention}o_proj.weight"].t().contiguous(),
+        gate_up_DX=(gate_up * c.hidden**0.5).t().contiguous(),
+        down_XD=tensors[f"{mlp}down_proj.weight"].t().contiguous(),
+    )
+
+
+def _unit(x: Tensor, floor: float) -> Tensor:
+    """x / sqrt(|x|² + floor²): a root-mean-square norm up to the factor folded into the next matrix."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return x / torch.hypot(norm, norm.new_full((), floor)).to(x.dtype)
+
+
+class Decoder:
+    def __init__(
+        self, config: ModelConfig, *, slots: int, max_context: int, device: str = "cpu", dtype: torch.dtype
+    ) -> None:
+        c = self.config = config
+        self.slots, self.max_context = slots, max_context
+        self._device, self._dtype = torch.device(device), dtype
+        shape = (slots, c.kv_heads, max_context, c.head_dim)
+        # Zeros, not empty: a masked score may be anything finite, but NaN times probability 0 is NaN.
+        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.layers)]
+        self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.layers)]
+        frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
+        angle = torch.outer(torch.arange(max_context, dtype=torch.float32), frequency)
+        self._rotation = torch.polar(torch.ones_like(angle), angle).unsqueeze(1).to(device)
+        self._position_T = torch.arange(max_context, device=device)
+        self._floor = (c.hidden * c.eps) ** 0.5
+        self._head_floor = (c.head_dim * c.eps) ** 0.5
+        self._shapes = parameter_shapes(config)
+        self._fused: _Fused | None = None
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take new weights, copied. ValueError (and the old ones stay) when a name or a shape does not fit."""
+        for name, shape in self._shapes.items():
+            if name not in tensors or tuple(tensors[name].shape) != shape:
+                found = tuple(tensors[name].shape) if name in tensors else "missing"
+                raise ValueError(f"weights do not fit the model: {name} is {found}, expected {shape}")
+        own = {n: tensors[n].detach().to(self._device, self._dtype, copy=True) for n in self._shapes}
+        embedding_VD = own["model.embed_tokens.weight"]
+        self._fused = _Fused(
+            embedding_VD=embedding_VD,
+            head_DV=(embedding_VD if self.config.tie else own["lm_head.weight"]).t(),
+            norm_D=own["model.norm.weight"] * self.config.hidden**0.5,
+            layers=tuple(_fuse_layer(self.config, own, f"model.layers.{i}.") for i in range(self.config.layers)),
+        )
+
+    def forward(self, pieces: Sequence[Piece], wanted: Sequence[int]) -> Tensor:
+        """Compute ``pieces`` and write their keys and values. Single-token pieces come first, ordered by slot.
+
+        Returns the logits (len(wanted), V) that follow the last token of each piece in ``wanted`` (indices).
+        """
+        fused = self._fused
+        if fused is None:
+            raise RuntimeError("the decoder has no weights; call load first")
+        sizes = np.array([len(p.token_ids) for p in pieces])
+        ends = sizes.cumsum()
+        begins = ends - sizes
+        slot_N = np.repeat(np.array([p.slot for p in pieces]), sizes)
+        position_N = np.arange(ends[-1]) + np.repeat(np.array([p.start for p in pieces]) - begins, sizes)
+        singles = int((sizes == 1).argmin()) if sizes.max() > 1 else len(pieces)
+        runs, spans = self._plan(pieces[:singles]), pieces[singles:]
+        run_masks = self._run_masks(runs, position_N)
+        span_masks = [self._span_mask(p) for p in spans]
+        cache_index = self._cache_index(slot_N, position_N)
+
+        token_N = torch.from_numpy(np.concatenate([p.token_ids for p in pieces]).astype(np.int64)).to(self._device)
+        rotation_N = self._rotation[torch.from_numpy(position_N).to(self._device)]
+        x_ND = F.embedding(token_N, fused.embedding_VD)
+        for i, layer in enumerate(fused.layers):
+            q_NHE, attended_NKGE = self._project(i, layer, x_ND, rotation_N, cache_index)
+            self._attend_runs(i, runs, run_masks, q_NHE, attended_NKGE)
+            self._attend_spans(i, spans, span_masks, singles, q_NHE, attended_NKGE)
+            x_ND = torch.addmm(x_ND, attended_NKGE.view(len(token_N), -1), layer.out_XD)
+            gate, up = (_unit(x_ND, self._floor) @ layer.gate_up_DX).chunk(2, -1)
+            x_ND = torch.addmm(x_ND, F.silu(gate).mul_(up), layer.down_XD)
+        last = torch.from_numpy(ends[list(wanted)] - 1).to(self._device)
+        return (_unit(x_ND[last], self._floor) * fused.norm_D) @ fused.head_DV
+
+    def _cache_index(self, slot_N: np.ndarray, position_N: np.ndarray) -> Tensor:
+        """Row of every (token, key/value head) in a cache seen as (S·K·T, E)."""
+        heads_K = np.arange(self.config.kv_heads)
+        index_NK = (slot_N[:, None] * self.config.kv_heads + heads_K) * self.max_context + position_N[:, None]
+        return torch.from_numpy(index_NK.ravel()).to(self._device)
+
+    def _plan(self, singles: Sequence[Piece]) -> list[_Run]:
+        """Group neighbouring slots into runs: a longer run reads more than it needs, a new one costs a call."""
+        per_token = self.config.kv_heads * self.config.head_dim
+        runs: list[_Run] = []
+        for i, piece in enumerate(singles):
+            length = piece.start + 1
+            last = runs[-1] if runs else None
+            if last is not None and last.slot + (i - last.begin) == piece.slot:
+                rows, longest = i - last.begin, max(last.length, length)
+                waste = rows * (longest - last.length) + (longest - length)
+                if waste * per_token < _CALL_COST:
+                    runs[-1] = _Run(last.begin, i + 1, last.slot, longest)
+                    continue
+            runs.append(_Run(i, i + 1, piece.slot, length))
+        return runs
+
+    def _run_masks(self, runs: Sequence[_Run], position_N: np.ndarray) -> list[Tensor | None]:
+        masks: list[Tensor | None] = []
+        for run in runs:
+            position = position_N[run.begin : run.end]
+            if position.min() + 1 == run.length:
+                masks.append(None)
+                continue
+            hidden = self._position_T[: run.length] > torch.from_numpy(position).to(self._device).unsqueeze(1)
+            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
+            masks.append(mask[:, None, None, :])
+        return masks
+
+    def _span_mask(self, piece: Piece) -> Tensor:
+        """Causal mask (G·n, start + n) of a piece whose queries are stacked group by group."""
+        size, end = len(piece.token_ids), piece.start + len(piece.token_ids)
+        hidden = self._position_T[:end] > self._position_T[piece.start : end].unsqueeze(1)
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
+        return mask.repeat(self.config.heads // self.config.kv_heads, 1).view(-1, size, end).flatten(0, 1)
+
+    def _project(
+        self, index: int, layer: _Layer, x_ND: Tensor, rotation_N: Tensor, cache_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (NHE, scaled and rotated) and room for what they find (NKGE); keys and values go into the cache."""
+        c = self.config
+        h_ND = _unit(x_ND, self._floor)
+        qkv = h_ND @ layer.qkv_DX if layer.qkv_bias_X is None else torch.addmm(layer.qkv_bias_X, h_ND, layer.qkv_DX)
+        count, turned = len(x_ND), c.heads + c.kv_heads
+        qk = qkv[:, : turned * c.head_dim].view(count, turned, c.head_dim)
+        qk = (_unit(qk, self._head_floor) if c.qk_norm else qk) * layer.qk_scale
+        pairs = torch.view_as_complex(qk.float().view(count, turned, -1, 2))
+        qk = torch.view_as_real(pairs * rotation_N).flatten(-2).to(x_ND.dtype)
+        keys, values = qk[:, c.heads :], qkv[:, turned * c.head_dim :]
+        self._keys[index].view(-1, c.head_dim).index_copy_(0, cache_index, keys.reshape(-1, c.head_dim))
+        self._values[index].view(-1, c.head_dim).index_copy_(0, cache_index, values.reshape(-1, c.head_dim))
+        return qk[:, : c.heads], x_ND.new_empty((count, c.kv_heads, c.heads // c.kv_heads, c.head_dim))
+
+    def _attend_runs(
+        self, index: int, runs: Sequence[_Run], masks: Sequence[Tensor | None], q_NHE: Tensor, out_NKGE: Tensor
+    ) -> None:
+        keys, values, kv_heads = self._keys[index], self._values[index], self.config.kv_heads
+        for run, mask in zip(runs, masks, strict=True):
+            rows = slice(run.slot, run.slot + run.end - run.begin)
+            out_NKGE[run.begin : run.end] = F.scaled_dot_product_attention(
+                q_NHE[run.begin : run.end].view(run.end - run.begin, kv_heads, -1, self.config.head_dim),
+                keys[rows, :, : run.length],
+                values[rows, :, : run.length],
+                attn_mask=mask,
+                scale=1.0,
+            )
+
+    def _attend_spans(
+        self, index: int, spans: Sequence[Piece], masks: Sequence[Tensor], begin: int, q_NHE: Tensor, out_NKGE: Tensor
+    ) -> None:
+        kv_heads = self.config.kv_heads
+        for piece, mask in zip(spans, masks, strict=True):
+            size, length = len(piece.token_ids), piece.start + len(piece.token_ids)
+            q_KGnE = q_NHE[begin : begin + size].view(size, kv_heads, -1, self.config.head_dim).permute(1, 2, 0, 3)
+            found = F.scaled_dot_product_attention(
+                q_KGnE.flatten(1, 2).unsqueeze(0),
+                self._keys[index][piece.slot : piece.slot + 1, :, :length],
+                self._values[index][piece.slot : piece.slot + 1, :, :length],
+                attn_mask=mask,
+                scale=1.0,
+            )
+            out_NKGE[begin : begin + size] = found.view(kv_heads, -1, size, self.config.head_dim).permute(2, 0, 1, 3)
+            begin += size
