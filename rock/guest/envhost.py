@@ -1,0 +1,356 @@
+"""The environment in a process of its own: the guest outlives whatever the environment does to itself.
+
+The guest forks (no second interpreter start) and talks to the child over a socket pair: requests as JSON lines; answers
+as one kind byte, then JSON, then a newline, so that the guest can pass the JSON on without parsing it. What the
+environment prints goes to the log, never into the protocol.
+"""
+
+import fcntl
+import gc
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+
+from rock.guest.errors import GuestError
+from rock.guest.loop import Loop, Writer
+from rock.guest.processes import kill_started
+
+READY, VALUE, ENDED, ERROR = b"r", b"v", b"e", b"x"
+_CAUSE_LINES = 20
+_CLOSE_GRACE_S = 2.0
+
+
+class EnvProcess:
+    """The guest's side. ``state``: none, loading, ready or dead. One call at a time.
+
+    ``on_death(GuestError)`` is called when the process is gone without having been asked to.
+    """
+
+    def __init__(self, loop, entry, python_path, log, on_death):
+        # type: (Loop, str, list, object, object) -> None
+        self._loop = loop
+        self._entry = entry
+        self._python_path = python_path
+        self._log = log
+        self._on_death = on_death
+        self._sock = None  # type: object
+        self._writer = None  # type: object
+        self._output_fd = -1
+        self._buffer = bytearray()
+        self._done = None  # type: object
+        self._asked_at = 0.0
+        self._oom_kills = 0
+        self._on_stopped = None  # type: object
+        self.pid = 0
+        self.state = "none"
+        self.death = None  # type: object
+
+    @property
+    def busy_s(self):
+        # type: () -> float
+        return time.monotonic() - self._asked_at if self._done is not None else 0.0
+
+    def start(self):
+        # type: () -> None
+        ours, theirs = socket.socketpair()
+        out_r, out_w = os.pipe()
+        self._oom_kills = oom_kills()
+        pid = os.fork()
+        if pid == 0:
+            _child(theirs.fileno(), out_w, self._entry, self._python_path)
+        theirs.close()
+        os.close(out_w)
+        ours.setblocking(False)
+        os.set_blocking(out_r, False)
+        self._sock, self._output_fd, self.pid = ours, out_r, pid
+        self._writer = Writer(self._loop, ours.fileno())
+        self._buffer.clear()
+        self.state, self.death = "loading", None
+        self._loop.add_reader(ours.fileno(), self._readable)
+        self._loop.add_reader(out_r, self._output)
+        self._loop.on_exit(pid, lambda code: self._exited(pid, code))
+
+    def call(self, request, done):
+        # type: (dict, object) -> None
+        """``done(kind, json_bytes)`` with kind VALUE, ENDED (the episode is over) or ERROR."""
+        self._done = done
+        self._asked_at = time.monotonic()
+        self._writer.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")  # type: ignore[attr-defined]
+
+    def stop(self, graceful, then=None):
+        # type: (bool, object) -> None
+        """End the process: let the environment close first if ``graceful``, for at most 2 s."""
+        if self.state not in ("loading", "ready"):
+            if then is not None:
+                then()  # type: ignore[operator]
+            return
+        pid = self.pid
+        self.state = "none"
+        self._finish_pending(GuestError("sandbox-lost", "the environment was closed"))
+        if not graceful:
+            kill_started(pid)
+        else:
+            self._sock.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
+            timer = self._loop.call_later(_CLOSE_GRACE_S, lambda: kill_started(pid))
+        self._on_stopped = lambda: (graceful and timer.cancel(), then and then())  # type: ignore[operator]
+
+    def _readable(self):
+        # type: () -> None
+        try:
+            data = self._sock.recv(1 << 18)  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._sock.fileno())  # type: ignore[attr-defined]
+            return
+        seen = len(self._buffer)
+        self._buffer += data
+        end = self._buffer.find(b"\n", seen)
+        while end >= 0:
+            line = bytes(self._buffer[:end])
+            del self._buffer[: end + 1]
+            self._on_line(line[:1], line[1:])
+            end = self._buffer.find(b"\n")
+
+    def _on_line(self, kind, payload):
+        # type: (bytes, bytes) -> None
+        if kind == READY:
+            if self.state == "loading":
+                self.state = "ready"
+            return
+        done, self._done = self._done, None
+        if done is not None:
+            done(kind, payload)  # type: ignore[operator]
+
+    def _output(self):
+        # type: () -> None
+        try:
+            data = os.read(self._output_fd, 1 << 16)
+        except BlockingIOError:
+            return
+        if data:
+            self._log.feed(data)  # type: ignore[attr-defined]
+        else:
+            self._close_output()
+
+    def _close_output(self):
+        # type: () -> None
+        if self._output_fd >= 0:
+            self._loop.forget(self._output_fd)
+            os.close(self._output_fd)
+            self._output_fd = -1
+
+    def _exited(self, pid, code):
+        # type: (int, int) -> None
+        if pid != self.pid:
+            return
+        self._readable()  # an answer written just before the end still counts
+        if self._output_fd >= 0:
+            self._output()
+            self._close_output()
+        self._loop.forget(self._sock.fileno())  # type: ignore[attr-defined]
+        self._sock.close()  # type: ignore[attr-defined]
+        kill_started(pid, include_root=False)  # what it started, in its session
+        if self.state == "none":
+            callback, self._on_stopped = self._on_stopped, None
+            if callback is not None:
+                callback()  # type: ignore[operator]
+            return
+        self.state = "dead"
+        how = "exited by signal %d" % -code if code < 0 else "exited with code %d" % code
+        if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
+            how += " (out of memory: the sandbox reached its limit)"
+        tail = "\n".join(self._log.lines(_CAUSE_LINES))  # type: ignore[attr-defined]
+        self.death = GuestError(
+            "sandbox-lost",
+            "the environment's process is gone",
+            "The episode is void; env.reset starts the environment anew.",
+            ("env process %s\n%s" % (how, tail)).strip(),
+        )
+        if not self._finish_pending(self.death):
+            self._on_death(self.death)  # type: ignore[operator]
+
+    def _finish_pending(self, error):
+        # type: (GuestError) -> bool
+        done, self._done = self._done, None
+        if done is not None:
+            done(ERROR, json.dumps(error.frame()).encode())  # type: ignore[operator]
+        return done is not None
+
+
+def oom_kills():
+    # type: () -> int
+    """How often the kernel killed for memory in this sandbox's cgroup; 0 where that cannot be read."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            with open(path) as file:
+                for line in file:
+                    if line.startswith("oom_kill "):
+                        return int(line.split()[1])
+        except (OSError, ValueError):
+            continue
+    return 0
+
+
+# --- the environment's side -------------------------------------------------------------------------------------------
+
+
+def _child(sock_fd, out_fd, entry, python_path):
+    # type: (int, int, str, list) -> None
+    """Never returns, and never lets an exception reach the guest's own code."""
+    code = 1
+    try:
+        _become_child(sock_fd, out_fd)
+        code = EnvServer(entry, python_path, socket.socket(fileno=3)).run()
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else (0 if exit_.code is None else 1)
+    except BaseException:  # noqa: BLE001 - the process ends here; its output is the guest's evidence
+        traceback.print_exc()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code & 0xFF)
+
+
+def _become_child(sock_fd, out_fd):
+    # type: (int, int) -> None
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDWR)
+    # Out of the way of 0-3 first: the pipe's own number may be one of them.
+    high_sock, high_out, high_null = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (sock_fd, out_fd, null))
+    os.dup2(high_null, 0)
+    os.dup2(high_out, 1)
+    os.dup2(high_out, 2)
+    os.dup2(high_sock, 3, inheritable=False)
+    os.closerange(4, _max_fd())
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, errors="replace", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="replace", closefd=False)
+    sys.__stdout__, sys.__stderr__, sys.__stdin__ = sys.stdout, sys.stderr, sys.stdin  # type: ignore[misc]
+
+
+def _max_fd():
+    # type: () -> int
+    try:
+        return max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    except (OSError, ValueError):
+        return 4096
+
+
+class EnvServer:
+    """Makes the one instance of the environment and calls it, one request after the other."""
+
+    def __init__(self, entry, python_path, sock):
+        # type: (str, list, object) -> None
+        self._entry = entry
+        self._python_path = python_path
+        self._sock = sock
+        self._env = None  # type: object
+
+    def run(self):
+        # type: () -> int
+        sys.path[:0] = [path for path in self._python_path if path not in sys.path]
+        failure = None
+        try:
+            self._env = load_entry(self._entry)()
+        except Exception as error:  # noqa: BLE001 - whatever it raises is the environment's failure, told at the reset
+            traceback.print_exc()
+            failure = error_payload("the environment could not be loaded from %s" % self._entry, error)
+        gc.freeze()
+        self._sock.sendall(READY + b"\n")  # type: ignore[attr-defined]
+        for line in self._sock.makefile("rb"):  # type: ignore[attr-defined]
+            kind, payload = (ERROR, failure) if failure else answer(self._env, json.loads(line))
+            self._sock.sendall(kind + payload + b"\n")  # type: ignore[attr-defined]
+        if self._env is not None and hasattr(self._env, "close"):
+            self._env.close()
+        return 0
+
+
+def load_entry(entry):
+    # type: (str) -> object
+    """The class that ``module:Class`` names."""
+    module, _, name = entry.partition(":")
+    found = __import__(module, fromlist=[name])
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def answer(env, request):
+    # type: (object, dict) -> tuple
+    """(kind, JSON) of one request to an environment. Catches all that the environment may raise but SystemExit."""
+    op = request["op"]
+    try:
+        if op == "env.step":
+            observation, reward, terminated, truncated, info = env.step(request["action"])  # type: ignore[attr-defined]
+            value = {
+                "observation": observation,
+                "reward": _finite(reward),
+                "terminated": bool(terminated),
+                "truncated": bool(truncated),
+                "info": info,
+            }
+            return ENDED if terminated or truncated else VALUE, dumps(value)
+        if op == "env.reset":
+            observation, info = env.reset(request["task"], request["seed"], request["options"])  # type: ignore[attr-defined]
+            return VALUE, dumps({"observation": observation, "info": info})
+        return VALUE, dumps({"value": env.call(request["method"], request["args"])})  # type: ignore[attr-defined]
+    except Exception as error:  # noqa: BLE001 - rule 1: whatever it raises makes the episode void, never a reward
+        unknown = _unknown_name(op, request, error)
+        if unknown:
+            return ERROR, json.dumps(GuestError("not-found", unknown).frame()).encode()
+        traceback.print_exc()
+        return ERROR, error_payload("the environment raised %s in %s" % (type(error).__name__, op), error)
+
+
+def _unknown_name(op, request, error):
+    # type: (str, dict, Exception) -> str
+    """Resets raise KeyError for an unknown task, calls LookupError for an unknown method: the caller's mistake."""
+    if op == "env.reset" and isinstance(error, KeyError) and request["task"] in str(error.args):
+        return "the environment has no task %r" % request["task"]
+    if op == "env.call" and type(error) is LookupError and request["method"] in str(error.args):
+        return "the environment has no method %r" % request["method"]
+    return ""
+
+
+def error_payload(detail, error):
+    # type: (str, Exception) -> bytes
+    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
+    failure = GuestError("environment-error", detail, "The episode is void.", "\n".join(lines[-_CAUSE_LINES:]))
+    return json.dumps(failure.frame()).encode()
+
+
+def dumps(value):
+    # type: (object) -> bytes
+    """Strict JSON: no NaN, no infinity. Raises ValueError or TypeError, which then is the environment's failure."""
+    return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _plain(value):
+    # type: (object) -> object
+    """Numbers and arrays of numpy or torch become plain ones, without importing either."""
+    for name in ("tolist", "item"):
+        if hasattr(value, name):
+            return getattr(value, name)()
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    raise TypeError("a %s is not JSON-serialisable" % type(value).__name__)
+
+
+def _finite(reward):
+    # type: (object) -> float
+    number = float(reward)  # type: ignore[arg-type]
+    if not math.isfinite(number):
+        raise ValueError("the reward is %r, expected a finite number" % number)
+    return number

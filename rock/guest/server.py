@@ -1,0 +1,460 @@
+"""Connections and operations. One instance is one guest; everything runs in the loop's one thread."""
+
+import base64
+import binascii
+import json
+import os
+import socket
+import sys
+import time
+
+from rock.guest import files
+from rock.guest.commands import DEFAULT_OUTPUT_BYTES, DEFAULT_TIMEOUT_S, Exec, Shell
+from rock.guest.envhost import ENDED, ERROR
+from rock.guest.episode import CACHED, JOIN, Episode, Fence
+from rock.guest.errors import GuestError, invalid
+from rock.guest.loop import Loop, Writer
+from rock.guest.output import Log
+
+PROTOCOL = 1
+MAX_LINE_BYTES = 64 << 20
+MAX_UNREAD_BYTES = 256 << 20
+"""Answers a client does not read; past that it is cut off, before it takes the sandbox's memory."""
+
+LATER = object()
+_REQUIRED = object()
+
+
+class Connection:
+    """Frames in and out of one pair of descriptors."""
+
+    def __init__(self, server, read_fd, write_fd, on_close):
+        # type: (Server, int, int, object) -> None
+        self._server = server
+        self._loop = server.loop
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._on_close = on_close
+        self._writer = Writer(self._loop, write_fd)
+        self._buffer = bytearray()
+        self.execs = set()  # type: set
+        self.open = True
+        self._loop.add_reader(read_fd, self._readable)
+
+    def _readable(self):
+        # type: () -> None
+        try:
+            data = os.read(self._read_fd, 1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        if not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one whole line
+            self._server.handle(self, data)
+            return
+        seen = len(self._buffer)
+        self._buffer += data
+        begin, end = 0, self._buffer.find(b"\n", seen)
+        while end >= 0 and self.open:
+            self._server.handle(self, bytes(self._buffer[begin:end]))
+            begin, end = end + 1, self._buffer.find(b"\n", end + 1)
+        del self._buffer[:begin]
+        if len(self._buffer) > MAX_LINE_BYTES:
+            self.send_error("null", invalid("a line of more than %d bytes" % MAX_LINE_BYTES))
+            self.close()
+
+    def send(self, id_json, value_json):
+        # type: (str, bytes) -> None
+        self._writer.write(b'{"id":' + id_json.encode() + b',"ok":true,"value":' + value_json + b"}\n")
+        if self._writer.pending_bytes > MAX_UNREAD_BYTES:
+            self.close()
+
+    def send_error(self, id_json, error):
+        # type: (str, GuestError) -> None
+        self.send_error_json(id_json, json.dumps(error.frame()).encode())
+
+    def send_error_json(self, id_json, error_json):
+        # type: (str, bytes) -> None
+        self._writer.write(b'{"id":' + id_json.encode() + b',"ok":false,"error":' + error_json + b"}\n")
+
+    def close(self):
+        # type: () -> None
+        if not self.open:
+            return
+        self.open = False
+        for running in list(self.execs):  # nobody is left to hear of them
+            running.kill()
+        self._writer.close()
+        self._loop.forget(self._read_fd)
+        self._loop.forget(self._write_fd)
+        self._on_close()  # type: ignore[operator]
+
+
+class Server:
+    """``env``: an EnvProcess or what looks like one, or None. ``on_shutdown`` is called after everything has ended."""
+
+    def __init__(self, loop, env, log, on_shutdown):
+        # type: (Loop, object, Log, object) -> None
+        self.loop = loop
+        self.env = env
+        self.log = log
+        self.fence = Fence()
+        self.episode = Episode()
+        self._on_shutdown = on_shutdown
+        self._waiting = []  # type: list
+        self._shells = {}  # type: dict
+        self._shell_count = 0
+        self._connections = set()  # type: set
+        self._listener = None  # type: object
+        self._handlers = {
+            "hello": self._hello,
+            "ping": self._ping,
+            "bind": self._bind,
+            "env.reset": self._env_reset,
+            "env.step": self._env_step,
+            "env.call": self._env_call,
+            "env.close": self._env_close,
+            "shell.open": self._shell_open,
+            "shell.run": self._shell_run,
+            "shell.close": self._shell_close,
+            "exec": self._exec,
+            "file.read": self._file_read,
+            "file.write": self._file_write,
+            "file.list": self._file_list,
+            "log": self._log,
+            "shutdown": self._shutdown,
+        }
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def listen(self, path):
+        # type: (str) -> None
+        """Bind under another name and rename: whoever sees the socket can connect to it."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        temporary = path + "~"
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        listener.bind(temporary)
+        os.chmod(temporary, 0o600)
+        listener.listen(128)
+        listener.setblocking(False)
+        os.rename(temporary, path)
+        self._listener = listener
+        self.loop.add_reader(listener.fileno(), self._accept)
+
+    def serve_pair(self, read_fd, write_fd, on_close):
+        # type: (int, int, object) -> Connection
+        os.set_blocking(read_fd, False)
+        os.set_blocking(write_fd, False)
+        return Connection(self, read_fd, write_fd, on_close)
+
+    def _accept(self):
+        # type: () -> None
+        try:
+            sock, _ = self._listener.accept()  # type: ignore[attr-defined]
+        except OSError:
+            return
+        sock.setblocking(False)
+
+        def closed():
+            # type: () -> None
+            self._connections.discard(connection)
+            sock.close()
+
+        connection = Connection(self, sock.fileno(), sock.fileno(), closed)
+        self._connections.add(connection)
+
+    def handle(self, connection, line):
+        # type: (Connection, bytes) -> None
+        id_json = "null"
+        try:
+            try:
+                request = json.loads(line)
+                id_json = json.dumps(request.get("id"))
+            except (ValueError, AttributeError) as error:
+                raise invalid("a frame is not a JSON object: %s" % error) from error
+            handler = self._handlers.get(request.get("op"))
+            if handler is None:
+                raise invalid("unknown operation %r" % (request.get("op"),))
+            self.fence.check(request.get("epoch"))
+            value = handler(request, connection, id_json)
+            if value is not LATER:
+                connection.send(id_json, json.dumps(value, separators=(",", ":")).encode())
+        except GuestError as error:
+            connection.send_error(id_json, error)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def env_state(self):
+        # type: () -> str
+        return self.env.state if self.env is not None else "none"  # type: ignore[attr-defined]
+
+    def env_died(self, error):
+        # type: (GuestError) -> None
+        """Between two requests."""
+        self.log.say(error.cause.splitlines()[0])
+        self.episode.fail(error)
+
+    def stop(self, then):
+        # type: (object) -> None
+        """End everything the guest started, the environment in order, then ``then()``."""
+        for shell in self._shells.values():
+            shell.close()
+        for connection in self._connections:
+            for running in connection.execs:
+                running.kill()
+        if self._listener is not None:
+            self.loop.forget(self._listener.fileno())  # type: ignore[attr-defined]
+            self._listener.close()  # type: ignore[attr-defined]
+            self._listener = None
+        if self.env is not None:
+            self.env.stop(True, then)  # type: ignore[attr-defined]
+        else:
+            then()  # type: ignore[operator]
+
+    def disconnect_all(self):
+        # type: () -> None
+        for connection in list(self._connections):
+            connection.close()
+
+    def _hello(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        return {
+            "protocol": PROTOCOL,
+            "pid": os.getpid(),
+            "python": "%d.%d.%d" % sys.version_info[:3],
+            "env": self.env_state,
+            "epoch": self.fence.epoch,
+        }
+
+    def _ping(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        busy_s = self.env.busy_s if self.env is not None else 0.0  # type: ignore[attr-defined]
+        return {"t": time.monotonic(), "env": self.env_state, "busy_s": round(busy_s, 6)}
+
+    def _bind(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        epoch = request.get("epoch")
+        if epoch is None:
+            raise invalid("bind without an epoch")
+        self.fence.bind(epoch)
+        return {}
+
+    def _log(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        return {"lines": self.log.lines(field(request, "lines", int, 100))}
+
+    def _shutdown(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        def ended():
+            # type: () -> None
+            connection.send(id_json, b"{}")
+            self._on_shutdown()  # type: ignore[operator]
+
+        self.stop(ended)
+        return LATER
+
+    # --- the environment ----------------------------------------------------------------------------------------------
+
+    def _env_reset(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        call = {
+            "op": "env.reset",
+            "task": field(request, "task", str, ""),
+            "seed": field(request, "seed", int, 0),
+            "options": field(request, "options", dict, {}) or {},
+        }
+        return self._numbered(request, call, connection, id_json)
+
+    def _env_step(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        if "action" not in request:
+            raise invalid("env.step without an action")
+        return self._numbered(request, {"op": "env.step", "action": request["action"]}, connection, id_json)
+
+    def _numbered(self, request, call, connection, id_json):
+        # type: (dict, dict, Connection, str) -> object
+        env = self._require_env()
+        verdict = self.episode.admit(field(request, "seq", int), call, call["op"] == "env.reset")
+        if verdict == CACHED:
+            connection.send(id_json, self.episode.answer)  # type: ignore[arg-type]
+            return LATER
+        self._waiting.append((connection, id_json))
+        if verdict == JOIN:
+            return LATER
+        if env.busy_s:
+            self.episode.fail(GuestError("conflict", "an env.call is still running"))
+            self._waiting.clear()
+            raise self.episode.failure  # type: ignore[misc]
+        if env.state in ("none", "dead"):
+            env.start()
+        env.call(call, self._settle)
+        return LATER
+
+    def _settle(self, kind, payload):
+        # type: (bytes, bytes) -> None
+        waiting, self._waiting = self._waiting, []
+        if kind == ERROR:
+            frame = json.loads(payload)
+            code = frame["type"].rpartition(":")[2]
+            self.episode.fail(GuestError(code, frame["detail"], frame["hint"], frame["cause"]))
+            for connection, id_json in waiting:
+                connection.send_error_json(id_json, payload)
+            return
+        self.episode.settle(payload, kind == ENDED)
+        for connection, id_json in waiting:
+            connection.send(id_json, payload)
+
+    def _env_call(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        env = self._require_env()
+        call = {"op": "env.call", "method": field(request, "method", str), "args": field(request, "args", dict, {})}
+        if env.busy_s:
+            raise GuestError("conflict", "the environment is busy with another request", "One at a time.")
+        if env.state == "dead":
+            raise env.death
+        if env.state == "none":
+            env.start()
+
+        def done(kind, payload):
+            # type: (bytes, bytes) -> None
+            if kind == ERROR:
+                connection.send_error_json(id_json, payload)
+                if env.state == "dead":
+                    self.episode.fail(env.death)
+            else:
+                connection.send(id_json, payload)
+
+        env.call(call, done)
+        return LATER
+
+    def _env_close(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        def closed():
+            # type: () -> None
+            self.episode.restart()
+            connection.send(id_json, b"{}")
+
+        self._require_env().stop(True, closed)
+        return LATER
+
+    def _require_env(self):
+        # type: () -> object
+        if self.env is None:
+            raise invalid("this sandbox hosts no environment", "Lease one by the environment's name.")
+        return self.env
+
+    # --- commands and files -------------------------------------------------------------------------------------------
+
+    def _shell_open(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        self._shell_count += 1
+        shell_id = "sh-%d" % self._shell_count
+        cwd = field(request, "cwd", str, "") or None
+        self._shells[shell_id] = Shell(self.loop, shell_id, cwd, environment(request))
+        return {"shell": shell_id}
+
+    def _shell_run(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        self._shell(request).run(
+            field(request, "command", str),
+            timeout(request),
+            field(request, "max_output_bytes", int, DEFAULT_OUTPUT_BYTES),
+            lambda value: connection.send(id_json, json.dumps(value).encode()),
+        )
+        return LATER
+
+    def _shell_close(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        self._shell(request).close()
+        del self._shells[request["shell"]]
+        return {}
+
+    def _shell(self, request):
+        # type: (dict) -> Shell
+        shell_id = field(request, "shell", str)
+        if shell_id not in self._shells:
+            raise GuestError("not-found", "no shell %r" % shell_id, "Open one: shell.open.")
+        return self._shells[shell_id]
+
+    def _exec(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        argv = field(request, "argv", list)
+        if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
+            raise invalid("argv is %r, expected a list of at least one string" % (argv,))
+        try:
+            stdin = base64.b64decode(field(request, "stdin_b64", str, ""), validate=True)
+        except binascii.Error as error:
+            raise invalid("stdin_b64 is not base64: %s" % error) from error
+
+        def done(value):
+            # type: (dict) -> None
+            connection.execs.discard(running)
+            connection.send(id_json, json.dumps(value).encode())
+
+        running = Exec(
+            self.loop,
+            argv,
+            field(request, "cwd", str, "") or None,
+            environment(request),
+            stdin,
+            timeout(request),
+            field(request, "max_output_bytes", int, DEFAULT_OUTPUT_BYTES),
+            done,
+        )
+        connection.execs.add(running)
+        return LATER
+
+    def _file_read(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        offset, length = field(request, "offset", int, 0), field(request, "length", int, files.MAX_READ_BYTES)
+        if offset < 0 or length < 1:
+            raise invalid("offset %d and length %d: expected at least 0 and 1" % (offset, length))
+        return files.read(field(request, "path", str), offset, length)
+
+    def _file_write(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        mode = request.get("mode")
+        if mode is not None and (not isinstance(mode, int) or not 0 <= mode <= 0o7777):
+            raise invalid("mode is %r, expected a number such as 420 (0o644)" % (mode,))
+        append = field(request, "append", bool, False)
+        return files.write(field(request, "path", str), field(request, "data_b64", str), append, mode)
+
+    def _file_list(self, request, connection, id_json):
+        # type: (dict, Connection, str) -> object
+        return files.listing(field(request, "path", str))
+
+
+def field(request, name, kind, default=_REQUIRED):
+    # type: (dict, str, type, object) -> object
+    """The request's field, of the right type; a missing one, or null, is the default."""
+    value = request.get(name)
+    if value is None:
+        if default is _REQUIRED:
+            raise invalid("%s without %s" % (request.get("op"), name))
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise invalid("%s is %.80r, expected %s" % (name, value, kind.__name__))
+    return value
+
+
+def timeout(request):
+    # type: (dict) -> float
+    value = request.get("timeout_s", DEFAULT_TIMEOUT_S)
+    if value is None:
+        return DEFAULT_TIMEOUT_S
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise invalid("timeout_s is %r, expected a number above 0" % (value,))
+    return float(value)
+
+
+def environment(request):
+    # type: (dict) -> dict
+    environ = field(request, "environ", dict, {})
+    if not all(isinstance(value, str) for value in environ.values()):  # type: ignore[attr-defined]
+        raise invalid("environ must map names to strings")
+    return environ  # type: ignore[return-value]
