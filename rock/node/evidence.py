@@ -1,0 +1,75 @@
+"""Why did it die? What the runtime can still tell about a sandbox, gathered within a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from rock.domain.errors import RockError
+from rock.node.record import Record
+from rock.runtimes.base import Observed, Runtime
+from rock.wire.models import Evidence
+
+log = logging.getLogger(__name__)
+
+LAST_LINES = 30
+# A connection ends some milliseconds before the runtime knows of the death.
+SETTLE_S = 1.5
+_RUNTIME_TIMEOUT_S = 5.0
+_UNKNOWN = Observed(sandbox_id="", handle="", running=True)
+
+
+async def observe(runtime: Runtime, record: Record, *, settle_s: float = SETTLE_S) -> Observed | None:
+    """What the runtime sees, waiting ``settle_s`` for it to notice a death. None: nothing of it is left.
+
+    A runtime that does not answer says nothing about the sandbox: then it counts as running.
+    """
+    deadline = asyncio.get_running_loop().time() + settle_s
+    pause_s = 0.02
+    while True:
+        observed = await _inspect(runtime, record)
+        if observed is None or not observed.running or asyncio.get_running_loop().time() >= deadline:
+            return observed
+        await asyncio.sleep(pause_s)
+        pause_s = min(0.25, pause_s * 2)
+
+
+async def gather(runtime: Runtime, record: Record, observed: Observed | None, cause: str, detail: str = "") -> Evidence:
+    """``cause`` and ``detail`` are what the caller saw; what the runtime knows for certain comes first."""
+    if not record.handle:
+        return Evidence(cause=cause, detail=detail)
+    if observed is None:
+        return Evidence(cause="removed", detail="something outside the platform removed it")
+    lines = await _last_lines(runtime, record)
+    if observed.oom_killed or (record.oom_seen and not observed.running):
+        limit = record.spec.limits.memory_bytes >> 20
+        cause, detail = "oom", f"it used more than its {limit} MiB of memory"
+    elif not observed.running and cause not in {"env_dead"}:
+        cause = "exited"
+    elif observed.paused:
+        detail = f"{detail}; it is paused" if detail else "it is paused"
+    return Evidence(
+        cause=cause,
+        detail=detail,
+        exit_code=observed.exit_code,
+        oom_killed=observed.oom_killed or record.oom_seen,
+        last_output=tuple(lines),
+    )
+
+
+async def _inspect(runtime: Runtime, record: Record) -> Observed | None:
+    try:
+        async with asyncio.timeout(_RUNTIME_TIMEOUT_S):
+            return await runtime.inspect(record.handle)
+    except (RockError, TimeoutError) as error:
+        log.warning("sandbox=%s inspect failed: %s", record.id, error)
+        return _UNKNOWN
+
+
+async def _last_lines(runtime: Runtime, record: Record) -> Sequence[str]:
+    try:
+        async with asyncio.timeout(_RUNTIME_TIMEOUT_S):
+            return await runtime.logs(record.handle, LAST_LINES)
+    except (RockError, TimeoutError) as error:
+        return [f"(its output could not be read: {error})"]

@@ -1,0 +1,334 @@
+"""The node as control sees it (`rock.wire.handle.NodeHandle`): claims, releases, views, adoption, the end.
+
+A claim from the warm pool costs one message to the guest (``bind``); a miss waits in line for the next sandbox that
+becomes ready. Neither path does any I/O besides, so that handing out a sandbox takes a millisecond or two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from rock.domain.clock import Clock, MonotonicClock
+from rock.domain.errors import (
+    CapacityExceeded,
+    Conflict,
+    DeadlineExceeded,
+    ImageNotFound,
+    InvalidRequest,
+    NotFound,
+    PlatformUnavailable,
+    RockError,
+    RuntimeUnavailable,
+    SandboxLost,
+)
+from rock.domain.sandbox import LIVING, SandboxState
+from rock.node import starting
+from rock.node.config import NodeConfig
+from rock.node.fleet import Fleet
+from rock.node.gateway import Gateway
+from rock.node.record import Grant, Pool, Record, Waiter
+from rock.node.supervisor import Supervisor
+from rock.runtimes.base import Observed, Runtime
+from rock.wire.guest_client import GuestClient
+from rock.wire.handle import HeldLease, token_sha256
+from rock.wire.models import Endpoint, EventView, ExecRequest, ExecResult, NodeView, SandboxSpec, SandboxView
+
+log = logging.getLogger(__name__)
+
+_BIND_TIMEOUT_S = 5.0
+_EXEC_GRACE_S = 5.0
+_LOG_TIMEOUT_S = 2.0
+_USABLE = frozenset({SandboxState.LEASED, SandboxState.SUSPECT})
+
+
+class Node:
+    def __init__(
+        self, config: NodeConfig, runtime: Runtime, *, clock: Clock | None = None, rng: random.Random | None = None
+    ) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._fleet = Fleet(config, runtime.name, clock or MonotonicClock(), rng or random.Random())
+        self._supervisor = Supervisor(config, runtime, self._fleet)
+        self._gateway = Gateway(self._fleet)
+        self._started_at = datetime.now(UTC)
+        self._closed = False
+        psutil.cpu_percent(None)  # the first call only sets the point from which the next one measures
+
+    @property
+    def name(self) -> str:
+        return self._config.name
+
+    async def open(self) -> None:
+        """Raises RuntimeUnavailable with the remedy when the runtime cannot be used here."""
+        availability = await self._runtime.check()
+        if not availability.ok:
+            raise RuntimeUnavailable(
+                f"the runtime {self._runtime.name!r} cannot be used: {availability.detail}", hint=availability.remedy
+            )
+        self._supervisor.detail = availability.detail
+        await asyncio.to_thread(_make_private_dir, self._config.run_dir)
+        await self._gateway.open()
+
+    async def adopt(self, held: Sequence[HeldLease]) -> Sequence[str]:
+        by_sandbox = {lease.sandbox_id: lease for lease in held}
+        owned = await self._runtime.list_owned()
+        verdicts = await asyncio.gather(*(self._adopt_or_remove(o, by_sandbox.get(o.sandbox_id)) for o in owned))
+        await asyncio.to_thread(self._sweep_dirs)
+        self._supervisor.run()
+        return [lease_id for lease_id in verdicts if lease_id]
+
+    async def _adopt_or_remove(self, observed: Observed, lease: HeldLease | None) -> str:
+        if lease is not None and observed.running:
+            shared_dir = self._config.run_dir / observed.sandbox_id
+            record = Record(
+                observed.sandbox_id, lease.spec, shared_dir, SandboxState.LEASED, lease.created_at, datetime.now(UTC)
+            )
+            record.handle = observed.handle
+            if (client := await self._bound(record, lease.epoch)) is not None:
+                grant = Grant(lease.lease_id, lease.token_sha256, lease.epoch, lease.run_id)
+                self._fleet.adopt(record, grant)
+                self._supervisor.hold(record, client)
+                self._fleet.emit("sandbox.adopted", record.id, f"still held by lease {lease.lease_id}", lease.run_id)
+                return lease.lease_id
+        self._fleet.emit("sandbox.orphan", observed.sandbox_id, "left behind by an earlier process; removed")
+        try:
+            await self._runtime.stop(observed.handle)
+        except RockError as error:
+            log.warning("sandbox=%s could not be removed yet: %s", observed.sandbox_id, error)
+        return ""
+
+    async def _bound(self, record: Record, epoch: int) -> GuestClient | None:
+        client = await starting.connect(record.socket_path)
+        if client is None:
+            return None
+        try:
+            await client.call("bind", epoch=epoch, timeout_s=_BIND_TIMEOUT_S)
+        except RockError as error:
+            log.info("sandbox=%s is not adopted: %s", record.id, error)
+            await client.close()
+            return None
+        return client
+
+    def _sweep_dirs(self) -> None:
+        for path in self._config.run_dir.iterdir():
+            if path.name.startswith("sb-") and path.name not in self._fleet.records:
+                shutil.rmtree(path, ignore_errors=True)
+
+    # --- claims
+
+    async def claim(
+        self, spec: SandboxSpec, *, lease_id: str, token: str, epoch: int, run_id: str, wait_s: float
+    ) -> SandboxView:
+        if self._closed:
+            raise PlatformUnavailable(f"node {self.name} is shutting down")
+        grant = Grant(lease_id, token_sha256(token), epoch, run_id)
+        pool = self._fleet.pool(spec)
+        pool.note_claim(self._fleet.clock.now())
+        if isinstance(pool.last_error, ImageNotFound | InvalidRequest):
+            pool.last_error = None
+            pool.backoff.succeeded()  # it may have been built since: each claim gets its own try
+        deadline = asyncio.get_running_loop().time() + wait_s
+        while True:
+            record = self._fleet.take_ready(pool, grant)
+            self._supervisor.wake()
+            if record is None:
+                record = await self._wait(pool, grant, deadline, wait_s)
+            if await self._hand_over(record, epoch):
+                pool.backoff.succeeded()
+                return self._fleet.view(record)
+
+    async def _wait(self, pool: Pool, grant: Grant, deadline: float, wait_s: float) -> Record:
+        waiter = Waiter(grant, asyncio.get_running_loop().create_future())
+        self._fleet.wait(pool, waiter)
+        self._supervisor.wake()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiter.future
+        except TimeoutError:
+            self._withdraw(waiter)
+            raise self._no_sandbox(pool, wait_s) from pool.last_error
+        except asyncio.CancelledError:
+            self._withdraw(waiter)
+            raise
+        finally:
+            self._fleet.give_up(pool, waiter)
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        """The claim gave up in the very moment it was served: what it got must not stay leased to nobody."""
+        if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+            self._supervisor.release(waiter.future.result())
+
+    async def _hand_over(self, record: Record, epoch: int) -> bool:
+        """False when it turned out dead; the claim then goes on to the next."""
+        if record.client is not None:
+            try:
+                await record.client.call("bind", epoch=epoch, timeout_s=_BIND_TIMEOUT_S)
+            except (SandboxLost, DeadlineExceeded) as error:
+                log.info("sandbox=%s died in the pool: %s", record.id, error)
+            except asyncio.CancelledError:
+                await self.release(record.id, reason="the claim was cancelled")
+                raise
+            else:
+                return record.state in _USABLE
+        await self._supervisor.fail(record, "guest_lost", "its guest did not answer when it was handed over")
+        return False
+
+    def _no_sandbox(self, pool: Pool, wait_s: float) -> RockError:
+        error = pool.last_error
+        if isinstance(error, RuntimeUnavailable):
+            return RuntimeUnavailable(error.message, hint=error.hint, cause=error.cause)
+        what = f"environment {pool.spec.env!r}" if pool.spec.env else f"image {pool.spec.image!r}"
+        counts = self._fleet.counts()
+        total = sum(counts.values())
+        message = (
+            f"no sandbox of {what} within {wait_s:g} s: {pool.starting} starting, {pool.waiting} other claims waiting, "
+            f"{pool.backoff.failures} failed in a row; node {self.name} has {total} of at most {self._config.capacity}"
+        )
+        if error is not None:
+            return CapacityExceeded(
+                message,
+                hint=f"The last one failed: {error.message}",
+                cause=error.cause or error.message,
+            )
+        return CapacityExceeded(message, hint="Wait longer (wait_s), release leases, or raise the node's capacity.")
+
+    async def release(self, sandbox_id: str, *, reason: str) -> None:
+        record = self._fleet.records.get(sandbox_id)
+        if record is None or record.state not in LIVING:
+            return
+        if record.grant is not None:
+            self._gateway.lease_ended(record.grant.lease_id)
+        if record.state is SandboxState.STARTING:
+            raise Conflict(f"sandbox {sandbox_id} is starting", hint="Wait until it is ready, or drain its pool.")
+        log.debug("sandbox=%s released: %s", sandbox_id, reason)
+        self._supervisor.release(record)
+
+    async def set_pool(self, spec: SandboxSpec, target: int) -> None:
+        if not 0 <= target <= self._config.capacity:
+            raise InvalidRequest(f"a pool of {target} does not fit: the node holds {self._config.capacity} sandboxes")
+        self._fleet.pool(spec).target = target
+        self._supervisor.wake()
+
+    # --- looking and one-off work
+
+    def endpoint(self, sandbox_id: str) -> Endpoint:
+        return Endpoint(
+            node=self.name,
+            socket_path=str(self._config.run_dir / sandbox_id / "guest.sock"),
+            gateway_host=self._gateway.host,
+            gateway_port=self._gateway.port,
+        )
+
+    async def view(self) -> NodeView:
+        memory = psutil.virtual_memory()
+        return NodeView(
+            name=self.name,
+            runtime=self._runtime.name,
+            healthy=self._supervisor.healthy,
+            detail=self._supervisor.detail,
+            sandboxes=dict(self._fleet.counts()),
+            capacity=self._config.capacity,
+            cpu_percent=psutil.cpu_percent(None),
+            memory_used_bytes=memory.total - memory.available,
+            memory_total_bytes=memory.total,
+            pools=tuple(pool.view() for pool in self._fleet.pools.values()),
+            claims=self._fleet.claims,
+            failures=self._fleet.failures,
+            started_at=self._started_at,
+        )
+
+    async def sandboxes(self) -> Sequence[SandboxView]:
+        return [self._fleet.view(record) for record in self._fleet.records.values()]
+
+    async def sandbox(self, sandbox_id: str) -> SandboxView:
+        return self._fleet.view(self._record(sandbox_id))
+
+    def _record(self, sandbox_id: str) -> Record:
+        record = self._fleet.records.get(sandbox_id)
+        if record is None:
+            raise NotFound(f"no sandbox {sandbox_id!r} on node {self.name}", hint="`rock ps` lists the living ones.")
+        return record
+
+    async def exec(self, sandbox_id: str, request: ExecRequest) -> ExecResult:
+        record = self._record(sandbox_id)
+        if record.state not in _USABLE or record.client is None:
+            raise Conflict(
+                f"sandbox {sandbox_id} is {record.state}, not leased",
+                hint="Commands run in leased sandboxes only: what waits in the warm pool must stay untouched.",
+            )
+        value = await record.client.call(
+            "exec",
+            timeout_s=request.timeout_s + _EXEC_GRACE_S,
+            work_s=request.timeout_s,
+            argv=list(request.argv),
+            max_output_bytes=request.max_output_bytes,
+            **({"cwd": request.cwd} if request.cwd else {}),
+        )
+        return ExecResult.model_validate(value)
+
+    async def logs(self, sandbox_id: str, lines: int) -> Sequence[str]:
+        record = self._record(sandbox_id)
+        if record.client is not None and not record.client.closed:
+            with contextlib.suppress(SandboxLost, DeadlineExceeded):
+                value = await record.client.call("log", lines=lines, timeout_s=_LOG_TIMEOUT_S)
+                return [str(line) for line in value["lines"]]
+        if record.evidence is not None:
+            return record.evidence.last_output[-lines:]
+        return await self._runtime.logs(record.handle, lines) if record.handle else []
+
+    # --- listeners and the end
+
+    def on_change(self, callback: Callable[[SandboxView], None]) -> None:
+        self._fleet.on_change(callback)
+
+    def on_event(self, callback: Callable[[EventView], None]) -> None:
+        self._fleet.on_event(callback)
+
+    def refuse_claims(self) -> None:
+        """From now on claims fail, and those that wait fail now."""
+        self._closed = True
+        for pool in self._fleet.pools.values():
+            self._fleet.refuse_waiting(pool, PlatformUnavailable(f"node {self.name} is shutting down"))
+
+    async def close(self, *, keep_sandboxes: bool = False) -> None:
+        self.refuse_claims()
+        await self._gateway.close()
+        await self._supervisor.close()
+        for record in self._fleet.records.values():
+            if record.client is not None:
+                await record.client.close()
+        try:
+            if not keep_sandboxes:
+                await self._remove_everything()
+        finally:
+            await self._runtime.close()
+
+    async def _remove_everything(self) -> None:
+        """Whatever carries our instance's id, whether or not it is in our book."""
+        owned = await self._runtime.list_owned()
+        results = await asyncio.gather(*(self._runtime.stop(o.handle) for o in owned), return_exceptions=True)
+        await asyncio.to_thread(shutil.rmtree, self._config.run_dir, ignore_errors=True)
+        for record in list(self._fleet.records.values()):
+            if record.state in LIVING:
+                if record.state is SandboxState.REQUESTED:
+                    self._fleet.move(record, SandboxState.STARTING)
+                self._fleet.release(record)
+            self._fleet.forget(record)
+        failed = [r for r in results if isinstance(r, BaseException)]
+        if failed:
+            raise failed[0]
+
+
+def _make_private_dir(path: Path) -> None:
+    """Whoever may enter it can speak to every guest."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)

@@ -1,0 +1,300 @@
+"""The node's reconcile loops: start what is missing, remove what is over, find out what died.
+
+Level-triggered: every loop compares what should be with what is, and can be ended at any line and run again. Runtime
+events, ended connections and new claims only wake a loop earlier. Nothing here blocks a claim from the warm pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+from rock.domain.errors import (
+    DeadlineExceeded,
+    ImageNotFound,
+    InvalidRequest,
+    RockError,
+    RuntimeUnavailable,
+    SandboxLost,
+)
+from rock.domain.sandbox import SandboxState
+from rock.node import evidence, starting
+from rock.node.config import NodeConfig
+from rock.node.fleet import Fleet
+from rock.node.record import Record
+from rock.runtimes.base import Runtime, RuntimeEvent
+from rock.wire.guest_client import GuestClient
+from rock.wire.models import Evidence
+
+log = logging.getLogger(__name__)
+
+_S = SandboxState
+_HELD = frozenset({_S.READY, _S.LEASED, _S.SUSPECT})
+_OVER = frozenset({_S.RELEASED, _S.FAILED})
+_MAX_REMOVING = 4
+_RUNTIME_TIMEOUT_S = 30.0
+
+
+class Supervisor:
+    def __init__(self, config: NodeConfig, runtime: Runtime, fleet: Fleet) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._fleet = fleet
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._removing = asyncio.Semaphore(_MAX_REMOVING)
+        self._probing: set[str] = set()
+        self._closing = False
+        self.healthy = True
+        self.detail = ""
+
+    def run(self) -> None:
+        """Start the loops."""
+        self._spawn(self._plan_loop())
+        self._spawn(self._every(self._config.reconcile_interval_s, self.reconcile))
+        self._spawn(self._every(self._config.probe_interval_s, self._probe_all))
+        self._spawn(self._watch())
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def close(self) -> None:
+        """End the loops and everything under way; sandboxes stay as they are."""
+        self._closing = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the node ended with an error", exc_info=error)
+
+    async def _every(self, interval_s: float, action: Any) -> None:
+        while True:
+            try:
+                await action()
+            except RockError as error:
+                log.warning("node=%s %s", self._config.name, error)
+            await asyncio.sleep(interval_s)
+
+    # --- starting and removing
+
+    async def _plan_loop(self) -> None:
+        while True:
+            self._wake.clear()
+            self._act_on_plan()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._next_look_s()):
+                    await self._wake.wait()
+
+    def _next_look_s(self) -> float:
+        now = self._fleet.clock.now()
+        retries = [p.backoff.retry_at - now for p in self._fleet.pools.values() if p.backoff.failures]
+        return max(0.01, min([1.0, *(r for r in retries if r > 0)]))
+
+    def _act_on_plan(self) -> None:
+        plan = self._fleet.plan()
+        for digest, count in plan.evictions.items():
+            for record in list(self._fleet.pools[digest].ready)[:count]:
+                self.release(record)
+        for digest, count in plan.starts.items():
+            for _ in range(count):
+                self._spawn(self._start(self._fleet.request(self._fleet.pools[digest].spec)))
+        for record in [r for r in self._fleet.records.values() if r.state in _OVER and not r.removing]:
+            record.removing = True
+            self._spawn(self._remove(record))
+
+    async def _start(self, record: Record) -> None:
+        pool = self._fleet.pool(record.spec)
+        began_at = self._fleet.clock.now()
+        try:
+            client = await starting.start(self._runtime, pool, record, self._config.start_timeout_s)
+        except (ImageNotFound, InvalidRequest) as error:
+            pool.image_checked = False
+            self._fleet.fail(record, Evidence(cause="start_failed", detail=str(error)), error)
+            self._fleet.refuse_waiting(pool, error)
+        except (RockError, OSError) as error:
+            await self._start_failed(record, error)
+        else:
+            self._hold(record, client)
+            self._fleet.became_ready(record, self._fleet.clock.now() - began_at)
+        finally:
+            self.wake()
+
+    async def _start_failed(self, record: Record, error: RockError | OSError) -> None:
+        cause = "start_timeout" if isinstance(error, DeadlineExceeded) else "start_failed"
+        observed = await evidence.observe(self._runtime, record, settle_s=0) if record.handle else None
+        found = await evidence.gather(self._runtime, record, observed, cause, str(error))
+        pool_error = error if isinstance(error, RockError) else RuntimeUnavailable(f"starting failed: {error}")
+        if isinstance(pool_error, RuntimeUnavailable):
+            self._set_health(False, str(pool_error))
+        elif found.last_output:
+            pool_error = type(pool_error)(
+                pool_error.message, hint=pool_error.hint, cause="\n".join(found.last_output[-5:])
+            )
+        self._fleet.fail(record, found, pool_error)
+
+    def release(self, record: Record) -> None:
+        self._fleet.release(record)
+        self.wake()
+
+    async def _remove(self, record: Record) -> None:
+        try:
+            async with self._removing:
+                if record.client is not None:
+                    await record.client.close()
+                if record.handle:
+                    async with asyncio.timeout(_RUNTIME_TIMEOUT_S):
+                        await self._runtime.stop(record.handle)
+                await asyncio.to_thread(shutil.rmtree, record.shared_dir, ignore_errors=True)
+        except (RockError, TimeoutError) as error:
+            log.warning("sandbox=%s could not be removed, will be tried again: %s", record.id, error)
+            await asyncio.sleep(self._config.reconcile_interval_s)
+            record.removing = False
+        else:
+            self._fleet.forget(record)
+            self.wake()
+
+    # --- noticing death
+
+    def hold(self, record: Record, client: GuestClient) -> None:
+        """Watch over a sandbox that was adopted."""
+        self._hold(record, client)
+
+    def _hold(self, record: Record, client: GuestClient) -> None:
+        record.client = client
+        record.missed_probes, record.missed_since = 0, None
+        self._spawn(self._follow(record, client))
+
+    async def _follow(self, record: Record, client: GuestClient) -> None:
+        """An ended connection is the quickest sign of death: milliseconds, before any event of the runtime."""
+        await client.wait_closed()
+        if record.client is client:
+            await self.examine(record, "its connection ended")
+
+    async def examine(self, record: Record, why: str) -> None:
+        """Find out whether it is dead. Keeps it off the shelf meanwhile; puts it back if the suspicion was wrong."""
+        if record.state not in _HELD or record.examined:
+            return
+        record.examined = True
+        self._fleet.withdraw(record)
+        try:
+            observed = await evidence.observe(self._runtime, record)
+            alive = observed is not None and observed.running and not observed.paused
+            client = await starting.connect(record.socket_path) if alive else None
+            if record.state not in _HELD:
+                return
+            if client is None:
+                await self._fail(record, "guest_lost", why)
+                return
+            self._hold(record, client)
+            self._fleet.restore(record)
+        finally:
+            record.examined = False
+
+    async def _fail(self, record: Record, cause: str, detail: str) -> None:
+        self._fleet.withdraw(record)
+        observed = await evidence.observe(self._runtime, record, settle_s=0)
+        found = await evidence.gather(self._runtime, record, observed, cause, detail)
+        if record.state in _HELD:
+            self._fleet.fail(record, found)
+        self.wake()
+
+    async def fail(self, record: Record, cause: str, detail: str) -> None:
+        """Treat it as dead for a reason the caller saw."""
+        if record.state in _HELD and not record.examined:
+            record.examined = True
+            await self._fail(record, cause, detail)
+
+    async def _probe_all(self) -> None:
+        for record in list(self._fleet.records.values()):
+            if record.state in _HELD and not record.examined and record.id not in self._probing:
+                self._probing.add(record.id)
+                self._spawn(self._probe(record))
+
+    async def _probe(self, record: Record) -> None:
+        try:
+            if record.client is None:
+                return
+            answer = await record.client.call("ping", timeout_s=self._config.probe_timeout_s)
+        except DeadlineExceeded:
+            await self._missed(record)
+        except SandboxLost:
+            return  # the end of its connection is followed elsewhere
+        else:
+            record.missed_probes, record.missed_since = 0, None
+            if record.state is _S.SUSPECT:
+                self._fleet.move(record, _S.LEASED)
+            elif record.state is _S.READY and answer.get("env") == "dead":
+                await self.fail(record, "env_dead", "its environment's process ended while it waited")
+        finally:
+            self._probing.discard(record.id)
+
+    async def _missed(self, record: Record) -> None:
+        now = self._fleet.clock.now()
+        record.missed_probes += 1
+        if record.missed_since is None:
+            record.missed_since = now - self._config.probe_timeout_s
+        if record.state is _S.LEASED:
+            self._fleet.move(record, _S.SUSPECT)
+        silent_s = now - record.missed_since
+        if record.missed_probes >= self._config.dead_after_probes and silent_s >= self._config.dead_after_s:
+            await self.fail(record, "probe", f"its guest did not answer for {silent_s:.1f} s")
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async for event in self._runtime.watch():
+                    self._on_runtime_event(event)
+            except RockError as error:
+                log.warning("node=%s the runtime's events ended: %s", self._config.name, error)
+            await asyncio.sleep(self._config.reconcile_interval_s)
+
+    def _on_runtime_event(self, event: RuntimeEvent) -> None:
+        record = self._fleet.records.get(event.sandbox_id)
+        if record is None:
+            return
+        if event.kind == "oom":
+            record.oom_seen = True
+        elif event.kind == "died":
+            self._spawn(self.examine(record, "the runtime said that it died"))
+
+    # --- the full comparison, behind all of the above
+
+    async def reconcile(self) -> None:
+        """Compare our book with what the runtime has: find silent deaths and orphans."""
+        held = [r for r in self._fleet.records.values() if r.state in _HELD]
+        try:
+            async with asyncio.timeout(_RUNTIME_TIMEOUT_S):
+                owned = {o.sandbox_id: o for o in await self._runtime.list_owned()}
+        except (RockError, TimeoutError) as error:
+            self._set_health(False, f"the runtime does not answer: {error}")
+            return
+        self._set_health(True, "")
+        for record in held:
+            observed = owned.get(record.id)
+            if observed is None or not observed.running:
+                await self.examine(record, "the periodic comparison found it dead")
+        for sandbox_id, observed in owned.items():
+            if sandbox_id not in self._fleet.records:
+                log.warning("sandbox=%s is an orphan; removing it", sandbox_id)
+                self._fleet.emit("sandbox.orphan", sandbox_id, "no lease or pool wants it; removed")
+                await self._runtime.stop(observed.handle)
+        self._fleet.drop_idle_pools()
+        self.wake()
+
+    def _set_health(self, healthy: bool, detail: str) -> None:
+        if healthy != self.healthy:
+            self._fleet.emit("node.up" if healthy else "node.down", self._config.name, detail)
+        self.healthy, self.detail = healthy, detail
