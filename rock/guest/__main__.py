@@ -1,5 +1,7 @@
 """``python3 guest.pyz (--socket PATH | --stdio) [--entry module:Class] [--python-path a:b]``"""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
@@ -7,15 +9,19 @@ import sys
 from rock.guest.envhost import EnvProcess
 from rock.guest.loop import Loop
 from rock.guest.output import Log
+from rock.guest.processes import kill_started
 from rock.guest.server import Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
 
 USAGE = __doc__
 
 
-def parse(argv):
-    # type: (list) -> dict
+def parse(argv: list[Any]) -> dict[str, Any]:
     """By hand: argparse would add a tenth to the start of every sandbox."""
-    options = {"socket": "", "stdio": False, "entry": "", "python_path": []}  # type: dict
+    options: dict[Any, Any] = {"socket": "", "stdio": False, "entry": "", "python_path": []}
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -33,8 +39,7 @@ def parse(argv):
     return options
 
 
-def main(argv):
-    # type: (list) -> int
+def main(argv: list[Any]) -> int:
     options = parse(argv)
     if options["stdio"]:  # keep the protocol's two descriptors from everything else that reads or prints
         read_fd, write_fd = os.dup(0), os.dup(1)
@@ -43,14 +48,12 @@ def main(argv):
         os.dup2(2, 1)
     log = Log(2)
     loop = Loop(own_signals=True)
-    env = None
+    server = Server(loop, log, loop.stop)
     if options["entry"]:
-        env = EnvProcess(loop, options["entry"], options["python_path"], log, lambda error: server.env_died(error))
-        env.start()  # before any connection exists that the child could inherit
-    server = Server(loop, env, log, loop.stop)
+        server.env = EnvProcess(loop, options["entry"], options["python_path"], log, server.env_died)
+        server.env.start()  # before any connection exists that the child could inherit
 
-    def stop():
-        # type: () -> None
+    def stop() -> None:
         server.stop(loop.stop)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -60,16 +63,8 @@ def main(argv):
     else:
         server.listen(options["socket"])
     loop.run()
-    end_all()
+    kill_started(os.getpid(), include_root=False)  # nothing that the guest started outlives it
     return 0
-
-
-def end_all():
-    # type: () -> None
-    """Nothing that the guest started outlives it."""
-    from rock.guest.processes import kill_started
-
-    kill_started(os.getpid(), include_root=False)
 
 
 if __name__ == "__main__":

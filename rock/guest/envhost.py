@@ -5,6 +5,8 @@ as one kind byte, then JSON, then a newline, so that the guest can pass the JSON
 environment prints goes to the log, never into the protocol.
 """
 
+from __future__ import annotations
+
 import fcntl
 import gc
 import json
@@ -20,43 +22,45 @@ from rock.guest.errors import GuestError
 from rock.guest.loop import Loop, Writer
 from rock.guest.processes import kill_started
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
+
 READY, VALUE, ENDED, ERROR = b"r", b"v", b"e", b"x"
 _CAUSE_LINES = 20
 _CLOSE_GRACE_S = 2.0
 
 
 class EnvProcess:
-    """The guest's side. ``state``: none, loading, ready or dead. One call at a time.
+    """The guest's side. ``state``: none, loading, ready, closing or dead. One call at a time.
 
     ``on_death(GuestError)`` is called when the process is gone without having been asked to.
     """
 
-    def __init__(self, loop, entry, python_path, log, on_death):
-        # type: (Loop, str, list, object, object) -> None
+    def __init__(self, loop: Loop, entry: str, python_path: list[Any], log: Any, on_death: Any) -> None:
         self._loop = loop
         self._entry = entry
         self._python_path = python_path
         self._log = log
         self._on_death = on_death
-        self._sock = None  # type: object
-        self._writer = None  # type: object
+        self._sock: Any = None
+        self._writer: Any = None
         self._output_fd = -1
         self._buffer = bytearray()
-        self._done = None  # type: object
+        self._done: Any = None
         self._asked_at = 0.0
         self._oom_kills = 0
-        self._on_stopped = None  # type: object
+        self._on_stopped: Any = None
+        self._close_timer: Any = None
         self.pid = 0
         self.state = "none"
-        self.death = None  # type: object
+        self.death: Any = None
 
     @property
-    def busy_s(self):
-        # type: () -> float
+    def busy_s(self) -> float:
         return time.monotonic() - self._asked_at if self._done is not None else 0.0
 
-    def start(self):
-        # type: () -> None
+    def start(self) -> None:
         ours, theirs = socket.socketpair()
         out_r, out_w = os.pipe()
         self._oom_kills = oom_kills()
@@ -75,40 +79,37 @@ class EnvProcess:
         self._loop.add_reader(out_r, self._output)
         self._loop.on_exit(pid, lambda code: self._exited(pid, code))
 
-    def call(self, request, done):
-        # type: (dict, object) -> None
+    def call(self, request: dict[str, Any], done: Any) -> None:
         """``done(kind, json_bytes)`` with kind VALUE, ENDED (the episode is over) or ERROR."""
         self._done = done
         self._asked_at = time.monotonic()
-        self._writer.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")  # type: ignore[attr-defined]
+        self._writer.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")
 
-    def stop(self, graceful, then=None):
-        # type: (bool, object) -> None
+    def stop(self, graceful: bool, then: Any = None) -> None:
         """End the process: let the environment close first if ``graceful``, for at most 2 s."""
         if self.state not in ("loading", "ready"):
             if then is not None:
-                then()  # type: ignore[operator]
+                then()
             return
         pid = self.pid
-        self.state = "none"
+        self.state = "closing"
         self._finish_pending(GuestError("sandbox-lost", "the environment was closed"))
-        if not graceful:
-            kill_started(pid)
+        self._on_stopped = then
+        if graceful:
+            self._sock.shutdown(socket.SHUT_WR)
+            self._close_timer = self._loop.call_later(_CLOSE_GRACE_S, lambda: kill_started(pid))
         else:
-            self._sock.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
-            timer = self._loop.call_later(_CLOSE_GRACE_S, lambda: kill_started(pid))
-        self._on_stopped = lambda: (graceful and timer.cancel(), then and then())  # type: ignore[operator]
+            kill_started(pid)
 
-    def _readable(self):
-        # type: () -> None
+    def _readable(self) -> None:
         try:
-            data = self._sock.recv(1 << 18)  # type: ignore[attr-defined]
+            data = self._sock.recv(1 << 18)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if not data:
-            self._loop.remove_reader(self._sock.fileno())  # type: ignore[attr-defined]
+            self._loop.remove_reader(self._sock.fileno())
             return
         seen = len(self._buffer)
         self._buffer += data
@@ -119,55 +120,52 @@ class EnvProcess:
             self._on_line(line[:1], line[1:])
             end = self._buffer.find(b"\n")
 
-    def _on_line(self, kind, payload):
-        # type: (bytes, bytes) -> None
+    def _on_line(self, kind: bytes, payload: bytes) -> None:
         if kind == READY:
             if self.state == "loading":
                 self.state = "ready"
             return
         done, self._done = self._done, None
         if done is not None:
-            done(kind, payload)  # type: ignore[operator]
+            done(kind, payload)
 
-    def _output(self):
-        # type: () -> None
+    def _output(self) -> None:
         try:
             data = os.read(self._output_fd, 1 << 16)
         except BlockingIOError:
             return
         if data:
-            self._log.feed(data)  # type: ignore[attr-defined]
+            self._log.feed(data)
         else:
             self._close_output()
 
-    def _close_output(self):
-        # type: () -> None
+    def _close_output(self) -> None:
         if self._output_fd >= 0:
             self._loop.forget(self._output_fd)
             os.close(self._output_fd)
             self._output_fd = -1
 
-    def _exited(self, pid, code):
-        # type: (int, int) -> None
-        if pid != self.pid:
-            return
+    def _exited(self, pid: int, code: int) -> None:
         self._readable()  # an answer written just before the end still counts
         if self._output_fd >= 0:
             self._output()
             self._close_output()
-        self._loop.forget(self._sock.fileno())  # type: ignore[attr-defined]
-        self._sock.close()  # type: ignore[attr-defined]
+        self._loop.forget(self._sock.fileno())
+        self._sock.close()
         kill_started(pid, include_root=False)  # what it started, in its session
-        if self.state == "none":
+        if self.state == "closing":
+            self.state = "none"
+            if self._close_timer is not None:
+                self._close_timer.cancel()
             callback, self._on_stopped = self._on_stopped, None
             if callback is not None:
-                callback()  # type: ignore[operator]
+                callback()
             return
         self.state = "dead"
         how = "exited by signal %d" % -code if code < 0 else "exited with code %d" % code
         if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
             how += " (out of memory: the sandbox reached its limit)"
-        tail = "\n".join(self._log.lines(_CAUSE_LINES))  # type: ignore[attr-defined]
+        tail = "\n".join(self._log.lines(_CAUSE_LINES))
         self.death = GuestError(
             "sandbox-lost",
             "the environment's process is gone",
@@ -175,18 +173,16 @@ class EnvProcess:
             ("env process %s\n%s" % (how, tail)).strip(),
         )
         if not self._finish_pending(self.death):
-            self._on_death(self.death)  # type: ignore[operator]
+            self._on_death(self.death)
 
-    def _finish_pending(self, error):
-        # type: (GuestError) -> bool
+    def _finish_pending(self, error: GuestError) -> bool:
         done, self._done = self._done, None
         if done is not None:
-            done(ERROR, json.dumps(error.frame()).encode())  # type: ignore[operator]
+            done(ERROR, json.dumps(error.frame()).encode())
         return done is not None
 
 
-def oom_kills():
-    # type: () -> int
+def oom_kills() -> int:
     """How often the kernel killed for memory in this sandbox's cgroup; 0 where that cannot be read."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
@@ -202,8 +198,7 @@ def oom_kills():
 # --- the environment's side -------------------------------------------------------------------------------------------
 
 
-def _child(sock_fd, out_fd, entry, python_path):
-    # type: (int, int, str, list) -> None
+def _child(sock_fd: int, out_fd: int, entry: str, python_path: list[Any]) -> None:
     """Never returns, and never lets an exception reach the guest's own code."""
     code = 1
     try:
@@ -220,8 +215,7 @@ def _child(sock_fd, out_fd, entry, python_path):
         os._exit(code & 0xFF)
 
 
-def _become_child(sock_fd, out_fd):
-    # type: (int, int) -> None
+def _become_child(sock_fd: int, out_fd: int) -> None:
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
@@ -237,11 +231,9 @@ def _become_child(sock_fd, out_fd):
     sys.stdin = open(0, closefd=False)
     sys.stdout = open(1, "w", buffering=1, errors="replace", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="replace", closefd=False)
-    sys.__stdout__, sys.__stderr__, sys.__stdin__ = sys.stdout, sys.stderr, sys.stdin  # type: ignore[misc]
 
 
-def _max_fd():
-    # type: () -> int
+def _max_fd() -> int:
     try:
         return max(int(name) for name in os.listdir("/proc/self/fd")) + 1
     except (OSError, ValueError):
@@ -251,15 +243,13 @@ def _max_fd():
 class EnvServer:
     """Makes the one instance of the environment and calls it, one request after the other."""
 
-    def __init__(self, entry, python_path, sock):
-        # type: (str, list, object) -> None
+    def __init__(self, entry: str, python_path: list[Any], sock: Any) -> None:
         self._entry = entry
         self._python_path = python_path
         self._sock = sock
-        self._env = None  # type: object
+        self._env: Any = None
 
-    def run(self):
-        # type: () -> int
+    def run(self) -> int:
         sys.path[:0] = [path for path in self._python_path if path not in sys.path]
         failure = None
         try:
@@ -268,17 +258,16 @@ class EnvServer:
             traceback.print_exc()
             failure = error_payload("the environment could not be loaded from %s" % self._entry, error)
         gc.freeze()
-        self._sock.sendall(READY + b"\n")  # type: ignore[attr-defined]
-        for line in self._sock.makefile("rb"):  # type: ignore[attr-defined]
+        self._sock.sendall(READY + b"\n")
+        for line in self._sock.makefile("rb"):
             kind, payload = (ERROR, failure) if failure else answer(self._env, json.loads(line))
-            self._sock.sendall(kind + payload + b"\n")  # type: ignore[attr-defined]
+            self._sock.sendall(kind + payload + b"\n")
         if self._env is not None and hasattr(self._env, "close"):
             self._env.close()
         return 0
 
 
-def load_entry(entry):
-    # type: (str) -> object
+def load_entry(entry: str) -> Any:
     """The class that ``module:Class`` names."""
     module, _, name = entry.partition(":")
     found = __import__(module, fromlist=[name])
@@ -287,13 +276,12 @@ def load_entry(entry):
     return found
 
 
-def answer(env, request):
-    # type: (object, dict) -> tuple
+def answer(env: Any, request: dict[str, Any]) -> tuple[Any, ...]:
     """(kind, JSON) of one request to an environment. Catches all that the environment may raise but SystemExit."""
     op = request["op"]
     try:
         if op == "env.step":
-            observation, reward, terminated, truncated, info = env.step(request["action"])  # type: ignore[attr-defined]
+            observation, reward, terminated, truncated, info = env.step(request["action"])
             value = {
                 "observation": observation,
                 "reward": _finite(reward),
@@ -303,9 +291,9 @@ def answer(env, request):
             }
             return ENDED if terminated or truncated else VALUE, dumps(value)
         if op == "env.reset":
-            observation, info = env.reset(request["task"], request["seed"], request["options"])  # type: ignore[attr-defined]
+            observation, info = env.reset(request["task"], request["seed"], request["options"])
             return VALUE, dumps({"observation": observation, "info": info})
-        return VALUE, dumps({"value": env.call(request["method"], request["args"])})  # type: ignore[attr-defined]
+        return VALUE, dumps({"value": env.call(request["method"], request["args"])})
     except Exception as error:  # noqa: BLE001 - rule 1: whatever it raises makes the episode void, never a reward
         unknown = _unknown_name(op, request, error)
         if unknown:
@@ -314,8 +302,7 @@ def answer(env, request):
         return ERROR, error_payload("the environment raised %s in %s" % (type(error).__name__, op), error)
 
 
-def _unknown_name(op, request, error):
-    # type: (str, dict, Exception) -> str
+def _unknown_name(op: str, request: dict[str, Any], error: Exception) -> str:
     """Resets raise KeyError for an unknown task, calls LookupError for an unknown method: the caller's mistake."""
     if op == "env.reset" and isinstance(error, KeyError) and request["task"] in str(error.args):
         return "the environment has no task %r" % request["task"]
@@ -324,21 +311,18 @@ def _unknown_name(op, request, error):
     return ""
 
 
-def error_payload(detail, error):
-    # type: (str, Exception) -> bytes
+def error_payload(detail: str, error: Exception) -> bytes:
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
     failure = GuestError("environment-error", detail, "The episode is void.", "\n".join(lines[-_CAUSE_LINES:]))
     return json.dumps(failure.frame()).encode()
 
 
-def dumps(value):
-    # type: (object) -> bytes
+def dumps(value: Any) -> bytes:
     """Strict JSON: no NaN, no infinity. Raises ValueError or TypeError, which then is the environment's failure."""
     return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _plain(value):
-    # type: (object) -> object
+def _plain(value: Any) -> Any:
     """Numbers and arrays of numpy or torch become plain ones, without importing either."""
     for name in ("tolist", "item"):
         if hasattr(value, name):
@@ -348,9 +332,8 @@ def _plain(value):
     raise TypeError("a %s is not JSON-serialisable" % type(value).__name__)
 
 
-def _finite(reward):
-    # type: (object) -> float
-    number = float(reward)  # type: ignore[arg-type]
+def _finite(reward: Any) -> float:
+    number = float(reward)
     if not math.isfinite(number):
         raise ValueError("the reward is %r, expected a finite number" % number)
     return number

@@ -7,7 +7,13 @@ Invariants:
 - Whoever speaks for a lower epoch than the one bound is refused, whatever it asks.
 """
 
+from __future__ import annotations
+
 from rock.guest.errors import GuestError, invalid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
 
 RUN, JOIN, CACHED = "run", "join", "cached"
 
@@ -15,17 +21,14 @@ RUN, JOIN, CACHED = "run", "join", "cached"
 class Fence:
     """The highest epoch bound so far; 0 until the first."""
 
-    def __init__(self):
-        # type: () -> None
+    def __init__(self) -> None:
         self.epoch = 0
 
-    def bind(self, epoch):
-        # type: (int) -> None
+    def bind(self, epoch: int) -> None:
         self.check(epoch)
         self.epoch = epoch
 
-    def check(self, epoch):
-        # type: (object) -> None
+    def check(self, epoch: Any) -> None:
         if epoch is None:
             return
         if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
@@ -42,27 +45,24 @@ class Episode:
     """The place in the sequence of env requests, and the last answer.
 
     ``admit`` says what to do with a request: RUN it and then call ``settle``, JOIN the one that runs, or send what is
-    CACHED in ``answer``. A reset carries number 0, or the next one. (A reset that arrives twice, late, begins the episode
-    anew; its holder learns of it, because the next step then leaves a gap.)
+    CACHED in ``answer``. A reset carries number 0, or the next one. (A reset that arrives a second time, late, begins
+    the episode anew; its holder learns of it, because the next step then leaves a gap.)
     """
 
-    def __init__(self):
-        # type: () -> None
+    def __init__(self) -> None:
         self.restart()
 
-    def restart(self):
-        # type: () -> None
+    def restart(self) -> None:
         """Forget everything: the environment was closed in order."""
         self.last_seq = -1
-        self.request = None  # type: object
+        self.request: Any = None
         self.running = False
-        self.answer = None  # type: object
+        self.answer: Any = None
         self.begun = False
         self.over = False
-        self.failure = None  # type: object  # GuestError
+        self.failure: Any = None  # GuestError
 
-    def admit(self, seq, request, is_reset):
-        # type: (int, object, bool) -> str
+    def admit(self, seq: int, request: Any, is_reset: bool) -> str:
         if not isinstance(seq, int) or isinstance(seq, bool) or seq < 0:
             raise invalid("seq is %r, expected a whole number from 0" % (seq,))
         if self.running:
@@ -74,29 +74,26 @@ class Episode:
             return self._run(seq, request)
         if repeated:
             if self.failure is not None:
-                raise self.failure  # type: ignore[misc]
+                raise self.failure
             return CACHED
         self._refuse_out_of_order(seq)
         self._refuse_outside_episode()
         return self._run(seq, request)
 
-    def settle(self, answer, over):
-        # type: (object, bool) -> None
+    def settle(self, answer: Any, over: bool) -> None:
         """The running request has its answer; ``over``: it ended the episode."""
         self.running = False
         self.answer = answer
         self.begun = True
         self.over = over
 
-    def fail(self, failure):
-        # type: (GuestError) -> None
+    def fail(self, failure: GuestError) -> None:
         """The environment raised, or is lost; the episode, if any, is void. Also while nothing runs."""
         self.running = False
         self.answer = None
         self.failure = failure
 
-    def _run(self, seq, request):
-        # type: (int, object) -> str
+    def _run(self, seq: int, request: Any) -> str:
         self.last_seq = seq
         self.request = request
         self.running = True
@@ -105,8 +102,7 @@ class Episode:
         self.over = False
         return RUN
 
-    def _refuse_out_of_order(self, seq):
-        # type: (int) -> None
+    def _refuse_out_of_order(self, seq: int) -> None:
         expected = self.last_seq + 1
         if seq == expected:
             return
@@ -119,10 +115,9 @@ class Episode:
             "Count env requests from 0 (the reset), one at a time.",
         )
 
-    def _refuse_outside_episode(self):
-        # type: () -> None
+    def _refuse_outside_episode(self) -> None:
         if self.failure is not None:
-            raise self.failure  # type: ignore[misc]
+            raise self.failure
         if not self.begun:
             raise GuestError("invalid-action", "no episode has begun", "Call env.reset first.")
         if self.over:

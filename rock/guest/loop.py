@@ -4,40 +4,42 @@ Chosen by measurement: a reply through asyncio costs about twice what it costs h
 Only ``call_threadsafe`` may be called from another thread.
 """
 
+from __future__ import annotations
+
 import heapq
 import os
 import selectors
 import signal
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
+
 
 class Timer:
     __slots__ = ("at", "callback")
 
-    def __init__(self, at, callback):
-        # type: (float, object) -> None
+    def __init__(self, at: float, callback: Any) -> None:
         self.at = at
         self.callback = callback
 
-    def cancel(self):
-        # type: () -> None
+    def cancel(self) -> None:
         self.callback = None
 
-    def __lt__(self, other):
-        # type: (Timer) -> bool
+    def __lt__(self, other: Timer) -> bool:
         return self.at < other.at
 
 
 class Loop:
     """``own_signals``: install a SIGCHLD wake-up (main thread only); else children are polled every 5 ms."""
 
-    def __init__(self, own_signals):
-        # type: (bool) -> None
+    def __init__(self, own_signals: bool) -> None:
         self._selector = selectors.DefaultSelector()
-        self._callbacks = {}  # type: dict
-        self._timers = []  # type: list
-        self._children = {}  # type: dict
-        self._soon = []  # type: list
+        self._callbacks: dict[Any, Any] = {}
+        self._timers: list[Any] = []
+        self._children: dict[Any, Any] = {}
+        self._soon: list[Any] = []
         self._stopping = False
         self._own_signals = own_signals
         self._wake_r, self._wake_w = os.pipe()
@@ -50,39 +52,32 @@ class Loop:
 
     # --- what to wait for ---------------------------------------------------------------------------------------------
 
-    def add_reader(self, fd, callback):
-        # type: (int, object) -> None
+    def add_reader(self, fd: int, callback: Any) -> None:
         self._register(fd, 0, callback)
 
-    def remove_reader(self, fd):
-        # type: (int) -> None
+    def remove_reader(self, fd: int) -> None:
         self._register(fd, 0, None)
 
-    def set_writer(self, fd, callback):
-        # type: (int, object) -> None
+    def set_writer(self, fd: int, callback: Any) -> None:
         self._register(fd, 1, callback)
 
-    def forget(self, fd):
-        # type: (int) -> None
+    def forget(self, fd: int) -> None:
         """Watch ``fd`` for nothing any more; call it before closing it."""
         self._register(fd, 0, None)
         self._register(fd, 1, None)
 
-    def call_later(self, delay_s, callback):
-        # type: (float, object) -> Timer
+    def call_later(self, delay_s: float, callback: Any) -> Timer:
         timer = Timer(time.monotonic() + delay_s, callback)
         heapq.heappush(self._timers, timer)
         return timer
 
-    def on_exit(self, pid, callback):
-        # type: (int, object) -> None
+    def on_exit(self, pid: int, callback: Any) -> None:
         """``callback(code)`` once the child is reaped; code as in subprocess: negative for a signal."""
         self._children[pid] = callback
         if self._own_signals:  # it may have ended before we asked, and its signal be gone
             self._soon.append(self._reap)
 
-    def call_threadsafe(self, callback):
-        # type: (object) -> None
+    def call_threadsafe(self, callback: Any) -> None:
         self._soon.append(callback)
         try:
             os.write(self._wake_w, b"x")
@@ -91,26 +86,22 @@ class Loop:
 
     # --- running ------------------------------------------------------------------------------------------------------
 
-    def run(self):
-        # type: () -> None
+    def run(self) -> None:
         self._stopping = False
         while not self._stopping:
             self.run_once()
 
-    def stop(self):
-        # type: () -> None
+    def stop(self) -> None:
         self._stopping = True
 
-    def close(self):
-        # type: () -> None
+    def close(self) -> None:
         if self._own_signals:
             signal.set_wakeup_fd(-1)
         self._selector.close()
         os.close(self._wake_r)
         os.close(self._wake_w)
 
-    def run_once(self, limit_s=None):
-        # type: (object) -> None
+    def run_once(self, limit_s: Any = None) -> None:
         for key, mask in self._selector.select(self._wait_s(limit_s)):
             callbacks = self._callbacks.get(key.fd)
             if callbacks and mask & selectors.EVENT_READ and callbacks[0]:
@@ -126,8 +117,7 @@ class Loop:
             self._reap()
         self._run_timers()
 
-    def _wait_s(self, limit_s):
-        # type: (object) -> object
+    def _wait_s(self, limit_s: Any) -> Any:
         waits = [] if limit_s is None else [limit_s]
         if self._soon:
             return 0
@@ -135,18 +125,16 @@ class Loop:
             waits.append(max(0.0, self._timers[0].at - time.monotonic()))
         if self._children and not self._own_signals:
             waits.append(0.005)
-        return min(waits) if waits else None  # type: ignore[type-var]
+        return min(waits) if waits else None
 
-    def _run_timers(self):
-        # type: () -> None
+    def _run_timers(self) -> None:
         now = time.monotonic()
         while self._timers and (self._timers[0].at <= now or self._timers[0].callback is None):
             timer = heapq.heappop(self._timers)
             if timer.callback is not None:
                 timer.callback()
 
-    def _register(self, fd, index, callback):
-        # type: (int, int, object) -> None
+    def _register(self, fd: int, index: int, callback: Any) -> None:
         callbacks = self._callbacks.get(fd)
         known = callbacks is not None
         if callbacks is None:
@@ -163,8 +151,7 @@ class Loop:
             self._callbacks[fd] = callbacks
             self._selector.register(fd, mask)
 
-    def _woken(self):
-        # type: () -> None
+    def _woken(self) -> None:
         try:
             os.read(self._wake_r, 4096)
         except BlockingIOError:
@@ -172,8 +159,7 @@ class Loop:
         if self._own_signals:
             self._reap()
 
-    def _reap(self):
-        # type: () -> None
+    def _reap(self) -> None:
         for pid in list(self._children):
             try:
                 found, status = os.waitpid(pid, os.WNOHANG)
@@ -186,8 +172,7 @@ class Loop:
             _reap_strangers()
 
 
-def _reap_strangers():
-    # type: () -> None
+def _reap_strangers() -> None:
     """As process 1 we inherit every orphan of the sandbox; without this they would stay as zombies."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and entry != "1":
@@ -203,20 +188,17 @@ def _reap_strangers():
 class Writer:
     """Writes to a non-blocking descriptor at once where it can, and the rest when there is room."""
 
-    def __init__(self, loop, fd):
-        # type: (Loop, int) -> None
+    def __init__(self, loop: Loop, fd: int) -> None:
         self._loop = loop
         self._fd = fd
         self._pending = bytearray()
         self._closed = False
 
     @property
-    def pending_bytes(self):
-        # type: () -> int
+    def pending_bytes(self) -> int:
         return len(self._pending)
 
-    def write(self, data):
-        # type: (bytes) -> None
+    def write(self, data: bytes) -> None:
         if self._closed:
             return
         if self._pending:
@@ -233,13 +215,11 @@ class Writer:
             self._pending += memoryview(data)[sent:]
             self._loop.set_writer(self._fd, self._flush)
 
-    def close(self):
-        # type: () -> None
+    def close(self) -> None:
         self._closed = True
         self._pending.clear()
 
-    def _flush(self):
-        # type: () -> None
+    def _flush(self) -> None:
         try:
             sent = os.write(self._fd, memoryview(self._pending)[: 1 << 20])
         except BlockingIOError:

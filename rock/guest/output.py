@@ -1,8 +1,14 @@
 """Bounded text: what a command printed, and the last lines that the guest and its environment printed."""
 
+from __future__ import annotations
+
 import collections
 import os
 import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
 
 MAX_LINES = 1000
 MAX_LINE_BYTES = 4096
@@ -12,8 +18,7 @@ _LOG_FILE_BYTES = 1 << 20
 class Capture:
     """Keeps the first and the last half of at most ``limit`` bytes."""
 
-    def __init__(self, limit):
-        # type: (int) -> None
+    def __init__(self, limit: int) -> None:
         self._half = max(1, limit // 2)
         self._limit = limit
         self._head = bytearray()
@@ -21,12 +26,10 @@ class Capture:
         self.total = 0
 
     @property
-    def truncated(self):
-        # type: () -> bool
+    def truncated(self) -> bool:
         return self.total > self._limit
 
-    def feed(self, data):
-        # type: (bytes) -> None
+    def feed(self, data: bytes) -> None:
         self.total += len(data)
         room = self._limit - self._half - len(self._head)
         if room > 0:
@@ -37,8 +40,7 @@ class Capture:
             if len(self._tail) > self._half * 2 + (1 << 16):
                 del self._tail[: -self._half]
 
-    def text(self):
-        # type: () -> str
+    def text(self) -> str:
         if not self.truncated:
             return (self._head + self._tail).decode("utf-8", "replace")
         left_out = self.total - self._limit
@@ -51,17 +53,15 @@ class Capture:
 
 
 class Log:
-    """A ring of lines. Each is also passed on to ``fd`` (the guest's standard error), for who reads it after our end."""
+    """A ring of lines. All is also passed on to ``fd`` (the guest's standard error), for who reads it after our end."""
 
-    def __init__(self, fd=-1):
-        # type: (int) -> None
-        self._lines = collections.deque(maxlen=MAX_LINES)  # type: collections.deque
+    def __init__(self, fd: int = -1) -> None:
+        self._lines: collections.deque[str] = collections.deque(maxlen=MAX_LINES)
         self._partial = b""
         self._fd = fd
         self._is_file = fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode)
 
-    def feed(self, data):
-        # type: (bytes) -> None
+    def feed(self, data: bytes) -> None:
         """Raw output; lines may come in pieces."""
         self._pass_on(data)
         parts = (self._partial + data).split(b"\n")
@@ -71,19 +71,16 @@ class Log:
             self._partial = b""
         self._lines.extend(part[:MAX_LINE_BYTES].decode("utf-8", "replace") for part in parts[-MAX_LINES:])
 
-    def say(self, text):
-        # type: (str) -> None
+    def say(self, text: str) -> None:
         self.feed(("guest: %s\n" % text).encode())
 
-    def lines(self, count):
-        # type: (int) -> list
+    def lines(self, count: int) -> list[Any]:
         found = list(self._lines)
         if self._partial:
             found.append(self._partial[:MAX_LINE_BYTES].decode("utf-8", "replace"))
         return found[-count:] if count > 0 else []
 
-    def _pass_on(self, data):
-        # type: (bytes) -> None
+    def _pass_on(self, data: bytes) -> None:
         if self._fd < 0:
             return
         try:

@@ -12,6 +12,7 @@ MODULES = (
     "__init__",
     "__main__",
     "commands",
+    "connection",
     "env",
     "envhost",
     "episode",
@@ -21,6 +22,7 @@ MODULES = (
     "output",
     "processes",
     "server",
+    "shell",
 )
 _MAIN = "import sys\nfrom rock.guest.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
 

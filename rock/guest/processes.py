@@ -1,21 +1,25 @@
 """Find and kill what a command started, and nothing else. Linux's /proc; no privileges needed."""
 
+from __future__ import annotations
+
 import os
 import signal
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ROUNDS = 20
 
 
-def now_ticks():
-    # type: () -> int
+def now_ticks() -> int:
     """The present in the unit of a process's start time."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S)
 
 
-def children_of(pid):
-    # type: (int) -> set
+def children_of(pid: int) -> set[Any]:
     """The children of a process, quickly; empty where the kernel has no such list."""
     try:
         with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
@@ -24,8 +28,7 @@ def children_of(pid):
         return set()
 
 
-def kill_started(root_pid, since_ticks=0, include_root=True, spared=frozenset()):
-    # type: (int, int, bool, object) -> None
+def kill_started(root_pid: int, since_ticks: int = 0, include_root: bool = True, spared: Any = frozenset()) -> None:
     """SIGKILL the descendants of ``root_pid`` and the members of its session that started at ``since_ticks`` or later.
 
     ``include_root`` kills ``root_pid`` as well: only while it is known not to be reaped yet. Repeats until nothing is
@@ -42,18 +45,16 @@ def kill_started(root_pid, since_ticks=0, include_root=True, spared=frozenset())
             return
 
 
-def _kill(pid):
-    # type: (int) -> None
+def _kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
 
 
-def _started(root_pid, since_ticks, spared):
-    # type: (int, int, object) -> set
+def _started(root_pid: int, since_ticks: int, spared: Any) -> set[Any]:
     """Living processes; what an older background process started in the meantime is not looked into."""
-    children = {}  # type: dict
+    children: dict[Any, Any] = {}
     session = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():

@@ -1,5 +1,7 @@
 """Connections and operations. One instance is one guest; everything runs in the loop's one thread."""
 
+from __future__ import annotations
+
 import base64
 import binascii
 import json
@@ -9,106 +11,39 @@ import sys
 import time
 
 from rock.guest import files
-from rock.guest.commands import DEFAULT_OUTPUT_BYTES, DEFAULT_TIMEOUT_S, Exec, Shell
+from rock.guest.commands import DEFAULT_OUTPUT_BYTES, DEFAULT_TIMEOUT_S, Exec
+from rock.guest.connection import Connection
 from rock.guest.envhost import ENDED, ERROR
 from rock.guest.episode import CACHED, JOIN, Episode, Fence
 from rock.guest.errors import GuestError, invalid
-from rock.guest.loop import Loop, Writer
+from rock.guest.loop import Loop
 from rock.guest.output import Log
+from rock.guest.shell import Shell
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
 
 PROTOCOL = 1
-MAX_LINE_BYTES = 64 << 20
-MAX_UNREAD_BYTES = 256 << 20
-"""Answers a client does not read; past that it is cut off, before it takes the sandbox's memory."""
-
 LATER = object()
 _REQUIRED = object()
-
-
-class Connection:
-    """Frames in and out of one pair of descriptors."""
-
-    def __init__(self, server, read_fd, write_fd, on_close):
-        # type: (Server, int, int, object) -> None
-        self._server = server
-        self._loop = server.loop
-        self._read_fd = read_fd
-        self._write_fd = write_fd
-        self._on_close = on_close
-        self._writer = Writer(self._loop, write_fd)
-        self._buffer = bytearray()
-        self.execs = set()  # type: set
-        self.open = True
-        self._loop.add_reader(read_fd, self._readable)
-
-    def _readable(self):
-        # type: () -> None
-        try:
-            data = os.read(self._read_fd, 1 << 18)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        if not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one whole line
-            self._server.handle(self, data)
-            return
-        seen = len(self._buffer)
-        self._buffer += data
-        begin, end = 0, self._buffer.find(b"\n", seen)
-        while end >= 0 and self.open:
-            self._server.handle(self, bytes(self._buffer[begin:end]))
-            begin, end = end + 1, self._buffer.find(b"\n", end + 1)
-        del self._buffer[:begin]
-        if len(self._buffer) > MAX_LINE_BYTES:
-            self.send_error("null", invalid("a line of more than %d bytes" % MAX_LINE_BYTES))
-            self.close()
-
-    def send(self, id_json, value_json):
-        # type: (str, bytes) -> None
-        self._writer.write(b'{"id":' + id_json.encode() + b',"ok":true,"value":' + value_json + b"}\n")
-        if self._writer.pending_bytes > MAX_UNREAD_BYTES:
-            self.close()
-
-    def send_error(self, id_json, error):
-        # type: (str, GuestError) -> None
-        self.send_error_json(id_json, json.dumps(error.frame()).encode())
-
-    def send_error_json(self, id_json, error_json):
-        # type: (str, bytes) -> None
-        self._writer.write(b'{"id":' + id_json.encode() + b',"ok":false,"error":' + error_json + b"}\n")
-
-    def close(self):
-        # type: () -> None
-        if not self.open:
-            return
-        self.open = False
-        for running in list(self.execs):  # nobody is left to hear of them
-            running.kill()
-        self._writer.close()
-        self._loop.forget(self._read_fd)
-        self._loop.forget(self._write_fd)
-        self._on_close()  # type: ignore[operator]
 
 
 class Server:
     """``env``: an EnvProcess or what looks like one, or None. ``on_shutdown`` is called after everything has ended."""
 
-    def __init__(self, loop, env, log, on_shutdown):
-        # type: (Loop, object, Log, object) -> None
+    def __init__(self, loop: Loop, log: Log, on_shutdown: Any) -> None:
         self.loop = loop
-        self.env = env
+        self.env: Any = None
         self.log = log
         self.fence = Fence()
         self.episode = Episode()
         self._on_shutdown = on_shutdown
-        self._waiting = []  # type: list
-        self._shells = {}  # type: dict
+        self._waiting: list[Any] = []
+        self._shells: dict[Any, Any] = {}
         self._shell_count = 0
-        self._connections = set()  # type: set
-        self._listener = None  # type: object
+        self._connections: set[Any] = set()
+        self._listener: Any = None
         self._handlers = {
             "hello": self._hello,
             "ping": self._ping,
@@ -130,8 +65,7 @@ class Server:
 
     # --- connections --------------------------------------------------------------------------------------------------
 
-    def listen(self, path):
-        # type: (str) -> None
+    def listen(self, path: str) -> None:
         """Bind under another name and rename: whoever sees the socket can connect to it."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         temporary = path + "~"
@@ -145,30 +79,26 @@ class Server:
         self._listener = listener
         self.loop.add_reader(listener.fileno(), self._accept)
 
-    def serve_pair(self, read_fd, write_fd, on_close):
-        # type: (int, int, object) -> Connection
+    def serve_pair(self, read_fd: int, write_fd: int, on_close: Any) -> Connection:
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         return Connection(self, read_fd, write_fd, on_close)
 
-    def _accept(self):
-        # type: () -> None
+    def _accept(self) -> None:
         try:
-            sock, _ = self._listener.accept()  # type: ignore[attr-defined]
+            sock, _ = self._listener.accept()
         except OSError:
             return
         sock.setblocking(False)
 
-        def closed():
-            # type: () -> None
+        def closed() -> None:
             self._connections.discard(connection)
             sock.close()
 
         connection = Connection(self, sock.fileno(), sock.fileno(), closed)
         self._connections.add(connection)
 
-    def handle(self, connection, line):
-        # type: (Connection, bytes) -> None
+    def handle(self, connection: Connection, line: bytes) -> None:
         id_json = "null"
         try:
             try:
@@ -189,18 +119,17 @@ class Server:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     @property
-    def env_state(self):
-        # type: () -> str
-        return self.env.state if self.env is not None else "none"  # type: ignore[attr-defined]
+    def env_state(self) -> str:
+        if self.env is None or self.env.state == "closing":
+            return "none"
+        return str(self.env.state)
 
-    def env_died(self, error):
-        # type: (GuestError) -> None
+    def env_died(self, error: GuestError) -> None:
         """Between two requests."""
         self.log.say(error.cause.splitlines()[0])
         self.episode.fail(error)
 
-    def stop(self, then):
-        # type: (object) -> None
+    def stop(self, then: Any) -> None:
         """End everything the guest started, the environment in order, then ``then()``."""
         for shell in self._shells.values():
             shell.close()
@@ -208,21 +137,19 @@ class Server:
             for running in connection.execs:
                 running.kill()
         if self._listener is not None:
-            self.loop.forget(self._listener.fileno())  # type: ignore[attr-defined]
-            self._listener.close()  # type: ignore[attr-defined]
+            self.loop.forget(self._listener.fileno())
+            self._listener.close()
             self._listener = None
         if self.env is not None:
-            self.env.stop(True, then)  # type: ignore[attr-defined]
+            self.env.stop(True, then)
         else:
-            then()  # type: ignore[operator]
+            then()
 
-    def disconnect_all(self):
-        # type: () -> None
+    def disconnect_all(self) -> None:
         for connection in list(self._connections):
             connection.close()
 
-    def _hello(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _hello(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         return {
             "protocol": PROTOCOL,
             "pid": os.getpid(),
@@ -231,37 +158,31 @@ class Server:
             "epoch": self.fence.epoch,
         }
 
-    def _ping(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
-        busy_s = self.env.busy_s if self.env is not None else 0.0  # type: ignore[attr-defined]
+    def _ping(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        busy_s = self.env.busy_s if self.env is not None else 0.0
         return {"t": time.monotonic(), "env": self.env_state, "busy_s": round(busy_s, 6)}
 
-    def _bind(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _bind(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         epoch = request.get("epoch")
         if epoch is None:
             raise invalid("bind without an epoch")
         self.fence.bind(epoch)
         return {}
 
-    def _log(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _log(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         return {"lines": self.log.lines(field(request, "lines", int, 100))}
 
-    def _shutdown(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
-        def ended():
-            # type: () -> None
+    def _shutdown(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        def ended() -> None:
             connection.send(id_json, b"{}")
-            self._on_shutdown()  # type: ignore[operator]
+            self._on_shutdown()
 
         self.stop(ended)
         return LATER
 
     # --- the environment ----------------------------------------------------------------------------------------------
 
-    def _env_reset(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _env_reset(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         call = {
             "op": "env.reset",
             "task": field(request, "task", str, ""),
@@ -270,18 +191,16 @@ class Server:
         }
         return self._numbered(request, call, connection, id_json)
 
-    def _env_step(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _env_step(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         if "action" not in request:
             raise invalid("env.step without an action")
         return self._numbered(request, {"op": "env.step", "action": request["action"]}, connection, id_json)
 
-    def _numbered(self, request, call, connection, id_json):
-        # type: (dict, dict, Connection, str) -> object
+    def _numbered(self, request: dict[str, Any], call: dict[str, Any], connection: Connection, id_json: str) -> Any:
         env = self._require_env()
         verdict = self.episode.admit(field(request, "seq", int), call, call["op"] == "env.reset")
         if verdict == CACHED:
-            connection.send(id_json, self.episode.answer)  # type: ignore[arg-type]
+            connection.send(id_json, self.episode.answer)
             return LATER
         self._waiting.append((connection, id_json))
         if verdict == JOIN:
@@ -289,14 +208,13 @@ class Server:
         if env.busy_s:
             self.episode.fail(GuestError("conflict", "an env.call is still running"))
             self._waiting.clear()
-            raise self.episode.failure  # type: ignore[misc]
+            raise self.episode.failure
         if env.state in ("none", "dead"):
             env.start()
         env.call(call, self._settle)
         return LATER
 
-    def _settle(self, kind, payload):
-        # type: (bytes, bytes) -> None
+    def _settle(self, kind: bytes, payload: bytes) -> None:
         waiting, self._waiting = self._waiting, []
         if kind == ERROR:
             frame = json.loads(payload)
@@ -309,8 +227,7 @@ class Server:
         for connection, id_json in waiting:
             connection.send(id_json, payload)
 
-    def _env_call(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _env_call(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         env = self._require_env()
         call = {"op": "env.call", "method": field(request, "method", str), "args": field(request, "args", dict, {})}
         if env.busy_s:
@@ -320,8 +237,7 @@ class Server:
         if env.state == "none":
             env.start()
 
-        def done(kind, payload):
-            # type: (bytes, bytes) -> None
+        def done(kind: bytes, payload: bytes) -> None:
             if kind == ERROR:
                 connection.send_error_json(id_json, payload)
                 if env.state == "dead":
@@ -332,34 +248,31 @@ class Server:
         env.call(call, done)
         return LATER
 
-    def _env_close(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
-        def closed():
-            # type: () -> None
+    def _env_close(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        def closed() -> None:
             self.episode.restart()
             connection.send(id_json, b"{}")
 
         self._require_env().stop(True, closed)
         return LATER
 
-    def _require_env(self):
-        # type: () -> object
+    def _require_env(self) -> Any:
         if self.env is None:
             raise invalid("this sandbox hosts no environment", "Lease one by the environment's name.")
+        if self.env.state == "closing":
+            raise GuestError("conflict", "the environment is being closed", "Wait for the answer to env.close.")
         return self.env
 
     # --- commands and files -------------------------------------------------------------------------------------------
 
-    def _shell_open(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _shell_open(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         self._shell_count += 1
         shell_id = "sh-%d" % self._shell_count
         cwd = field(request, "cwd", str, "") or None
         self._shells[shell_id] = Shell(self.loop, shell_id, cwd, environment(request))
         return {"shell": shell_id}
 
-    def _shell_run(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _shell_run(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         self._shell(request).run(
             field(request, "command", str),
             timeout(request),
@@ -368,21 +281,19 @@ class Server:
         )
         return LATER
 
-    def _shell_close(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _shell_close(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         self._shell(request).close()
         del self._shells[request["shell"]]
         return {}
 
-    def _shell(self, request):
-        # type: (dict) -> Shell
+    def _shell(self, request: dict[str, Any]) -> Shell:
         shell_id = field(request, "shell", str)
-        if shell_id not in self._shells:
+        shell: Shell | None = self._shells.get(shell_id)
+        if shell is None:
             raise GuestError("not-found", "no shell %r" % shell_id, "Open one: shell.open.")
-        return self._shells[shell_id]
+        return shell
 
-    def _exec(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _exec(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         argv = field(request, "argv", list)
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise invalid("argv is %r, expected a list of at least one string" % (argv,))
@@ -391,8 +302,7 @@ class Server:
         except binascii.Error as error:
             raise invalid("stdin_b64 is not base64: %s" % error) from error
 
-        def done(value):
-            # type: (dict) -> None
+        def done(value: dict[str, Any]) -> None:
             connection.execs.discard(running)
             connection.send(id_json, json.dumps(value).encode())
 
@@ -409,28 +319,24 @@ class Server:
         connection.execs.add(running)
         return LATER
 
-    def _file_read(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _file_read(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         offset, length = field(request, "offset", int, 0), field(request, "length", int, files.MAX_READ_BYTES)
         if offset < 0 or length < 1:
             raise invalid("offset %d and length %d: expected at least 0 and 1" % (offset, length))
         return files.read(field(request, "path", str), offset, length)
 
-    def _file_write(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _file_write(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         mode = request.get("mode")
         if mode is not None and (not isinstance(mode, int) or not 0 <= mode <= 0o7777):
             raise invalid("mode is %r, expected a number such as 420 (0o644)" % (mode,))
         append = field(request, "append", bool, False)
         return files.write(field(request, "path", str), field(request, "data_b64", str), append, mode)
 
-    def _file_list(self, request, connection, id_json):
-        # type: (dict, Connection, str) -> object
+    def _file_list(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         return files.listing(field(request, "path", str))
 
 
-def field(request, name, kind, default=_REQUIRED):
-    # type: (dict, str, type, object) -> object
+def field(request: dict[str, Any], name: str, kind: type, default: Any = _REQUIRED) -> Any:
     """The request's field, of the right type; a missing one, or null, is the default."""
     value = request.get(name)
     if value is None:
@@ -442,8 +348,7 @@ def field(request, name, kind, default=_REQUIRED):
     return value
 
 
-def timeout(request):
-    # type: (dict) -> float
+def timeout(request: dict[str, Any]) -> float:
     value = request.get("timeout_s", DEFAULT_TIMEOUT_S)
     if value is None:
         return DEFAULT_TIMEOUT_S
@@ -452,9 +357,8 @@ def timeout(request):
     return float(value)
 
 
-def environment(request):
-    # type: (dict) -> dict
-    environ = field(request, "environ", dict, {})
-    if not all(isinstance(value, str) for value in environ.values()):  # type: ignore[attr-defined]
+def environment(request: dict[str, Any]) -> dict[str, Any]:
+    environ: dict[str, Any] = field(request, "environ", dict, {})
+    if not all(isinstance(value, str) for value in environ.values()):
         raise invalid("environ must map names to strings")
-    return environ  # type: ignore[return-value]
+    return environ

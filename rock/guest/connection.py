@@ -1,0 +1,81 @@
+"""Frames in and out of one pair of descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from rock.guest.errors import GuestError, invalid
+from rock.guest.loop import Writer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
+    from typing import Any
+
+    from rock.guest.server import Server
+
+MAX_LINE_BYTES = 64 << 20
+MAX_UNREAD_BYTES = 256 << 20
+"""Answers a client does not read; past that it is cut off, before it takes the sandbox's memory."""
+
+
+class Connection:
+    """Frames in and out of one pair of descriptors."""
+
+    def __init__(self, server: Server, read_fd: int, write_fd: int, on_close: Any) -> None:
+        self._server = server
+        self._loop = server.loop
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._on_close = on_close
+        self._writer = Writer(self._loop, write_fd)
+        self._buffer = bytearray()
+        self.execs: set[Any] = set()
+        self.open = True
+        self._loop.add_reader(read_fd, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._read_fd, 1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        if not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one whole line
+            self._server.handle(self, data)
+            return
+        seen = len(self._buffer)
+        self._buffer += data
+        begin, end = 0, self._buffer.find(b"\n", seen)
+        while end >= 0 and self.open:
+            self._server.handle(self, bytes(self._buffer[begin:end]))
+            begin, end = end + 1, self._buffer.find(b"\n", end + 1)
+        del self._buffer[:begin]
+        if len(self._buffer) > MAX_LINE_BYTES:
+            self.send_error("null", invalid("a line of more than %d bytes" % MAX_LINE_BYTES))
+            self.close()
+
+    def send(self, id_json: str, value_json: bytes) -> None:
+        self._writer.write(b'{"id":' + id_json.encode() + b',"ok":true,"value":' + value_json + b"}\n")
+        if self._writer.pending_bytes > MAX_UNREAD_BYTES:
+            self.close()
+
+    def send_error(self, id_json: str, error: GuestError) -> None:
+        self.send_error_json(id_json, json.dumps(error.frame()).encode())
+
+    def send_error_json(self, id_json: str, error_json: bytes) -> None:
+        self._writer.write(b'{"id":' + id_json.encode() + b',"ok":false,"error":' + error_json + b"}\n")
+
+    def close(self) -> None:
+        if not self.open:
+            return
+        self.open = False
+        for running in list(self.execs):  # nobody is left to hear of them
+            running.kill()
+        self._writer.close()
+        self._loop.forget(self._read_fd)
+        self._loop.forget(self._write_fd)
+        self._on_close()
