@@ -1,0 +1,66 @@
+"""``python -m envs.alfworld.prepare --out DIR [--quick]``: writes the games of this environment's bundle.
+
+DIR/tasks.json lists the tasks by split; DIR/data holds the games (see ``store``). Splits are made by scene: ``train``
+and ``heldout_seen`` are different games in ALFWorld's training scenes, ``heldout_unseen`` are games in its test scenes,
+which no training game uses. The seeds are fixed: two runs write the same bytes. Needs the ``alfworld`` wheel and
+nothing compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from envs.alfworld.generate import generate
+from envs.alfworld.store import SPLITS, official_name, task_name, write_official
+from envs.alfworld.wheel import read_world
+from envs.alfworld.world import GameSpec, World
+
+_LOG = logging.getLogger(__name__)
+
+SIZES = {"train": 900, "heldout_seen": 200, "heldout_unseen": 200}
+QUICK_SIZES = {"train": 36, "heldout_seen": 12, "heldout_unseen": 12}
+_SEED = "rock-alfworld-1"  # change it, and every score measured so far is on other games
+
+
+def prepare(out: Path, sizes: dict[str, int], *, official_layout: bool = False) -> dict[str, list[str]]:
+    """Write the bundle's data under ``out``; returns the tasks by split."""
+    world = read_world()
+    data = out / "data"
+    (data / "games").mkdir(parents=True, exist_ok=True)
+    (data / "world.json").write_text(world.to_json())
+    tasks = {}
+    written: set[str] = set()
+    for split in SPLITS:
+        scenes = world.test_scenes if split == "heldout_unseen" else world.train_scenes
+        specs = list(generate(world, scenes, sizes[split], f"{_SEED}/{split}", written))
+        (data / "games" / f"{split}.jsonl").write_text("".join(spec.to_json() + "\n" for spec in specs))
+        tasks[split] = [task_name(split, i) for i in range(len(specs))]
+        _LOG.info("%s: %d games", split, len(specs))
+        if official_layout:
+            _write_official_split(out / "official" / "json_2.1.1" / split, specs, world)
+    (out / "tasks.json").write_text(json.dumps(tasks, indent=1) + "\n")
+    return tasks
+
+
+def _write_official_split(folder: Path, specs: list[GameSpec], world: World) -> None:
+    for number, spec in enumerate(specs):
+        write_official(folder / official_name(spec, f"trial_{number:06d}"), spec, world)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="envs.alfworld.prepare", description="Write ALFWorld games.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write data/ and tasks.json into")
+    parser.add_argument("--quick", action="store_true", help="a few dozen games, for tests")
+    parser.add_argument("--official-layout", action="store_true", help="also write game.tw-pddl files under official/")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    prepare(args.out, QUICK_SIZES if args.quick else SIZES, official_layout=args.official_layout)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

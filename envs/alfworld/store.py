@@ -1,0 +1,146 @@
+"""Where games come from: the folder ``prepare`` wrote, and official games where ``ALFWORLD_DATA`` points at them.
+
+The folder holds ``world.json`` (what all games share) and one line per game in ``games/<split>.jsonl``; the number in a
+task's name is the line. Official games are named after their path: ``official/valid_seen/<task>/<trial>``.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+from envs.alfworld.world import TASK_TYPES, GameSpec, GameTexts, World, game_texts, load_world
+
+SPLITS = {"train": 6, "heldout_seen": 4, "heldout_unseen": 4}
+"""Our splits, and how many digits their task names have."""
+
+OFFICIAL = "official"
+GAME_FILE = "game.tw-pddl"
+TRAJECTORY_FILE = "traj_data.json"
+
+
+def task_name(split: str, number: int) -> str:
+    return f"{split}/{number:0{SPLITS[split]}d}"
+
+
+class Store:
+    """Read access to games by task name. Raises KeyError, naming the task, for one that is not there."""
+
+    def __init__(self, data: Path | None, official: Path | None) -> None:
+        self._data = data
+        self._official = official
+        self._lines: dict[str, list[bytes]] = {}
+
+    @cached_property
+    def world(self) -> World:
+        if self._data is None:
+            raise KeyError("No generated games: set ROCK_ENV_DATA to the folder that envs.alfworld.prepare wrote.")
+        return load_world(self._data / "world.json")
+
+    def texts(self, task: str) -> GameTexts:
+        """The texts of the game named ``task``."""
+        split, _, rest = task.partition("/")
+        if split == OFFICIAL:
+            return self._official_texts(rest)
+        return game_texts(self.spec(task), self.world)
+
+    def spec(self, task: str) -> GameSpec:
+        """The generated game named ``task``."""
+        split, _, number = task.partition("/")
+        if split not in SPLITS or not number.isdecimal():
+            wanted = ", ".join(f"{name}/<number>" for name in SPLITS)
+            raise KeyError(f"Unknown task {task!r}; expected {wanted} or {OFFICIAL}/<split>/<game>/<trial>.")
+        lines = self._split(split)
+        if int(number) >= len(lines):
+            raise KeyError(f"Unknown task {task!r}; {split} has {len(lines)} games, numbered from 0.")
+        return GameSpec.from_json(lines[int(number)])
+
+    def tasks(self) -> dict[str, list[str]]:
+        """All task names by split."""
+        found = {s: [task_name(s, i) for i in range(len(self._split(s)))] for s in SPLITS} if self._data else {}
+        if self._official is not None:
+            found |= official_tasks(self._official)
+        return found
+
+    def _split(self, split: str) -> list[bytes]:
+        if split not in self._lines:
+            if self._data is None:
+                raise KeyError(f"No games of {split!r}: set ROCK_ENV_DATA to the folder envs.alfworld.prepare wrote.")
+            path = self._data / "games" / f"{split}.jsonl"
+            self._lines[split] = path.read_bytes().splitlines() if path.exists() else []
+        return self._lines[split]
+
+    def _official_texts(self, name: str) -> GameTexts:
+        if self._official is None:
+            raise KeyError(f"No official games for 'official/{name}': set ALFWORLD_DATA to the folder that holds them.")
+        folder = official_root(self._official) / name
+        if ".." in Path(name).parts or not (folder / GAME_FILE).is_file():
+            raise KeyError(f"Unknown task 'official/{name}': there is no {folder / GAME_FILE}.")
+        return read_official(folder)
+
+
+def official_root(data: Path) -> Path:
+    """The folder with the official splits: ``json_2.1.1`` under ``ALFWORLD_DATA``, or the folder itself."""
+    inner = data / "json_2.1.1"
+    return inner if inner.is_dir() else data
+
+
+def official_tasks(data: Path) -> dict[str, list[str]]:
+    """Playable official games by ``official/<split>``, as ``AlfredTWEnv`` selects them: no movable receptacles, nothing
+    sliced, one of the six task types, known to be solvable."""
+    root = official_root(data)
+    found: dict[str, list[str]] = {}
+    for path in sorted(root.glob(f"*/*/*/{GAME_FILE}")):
+        name = path.parent.relative_to(root).as_posix()
+        trajectory = path.parent / TRAJECTORY_FILE
+        if "movable" in name or "Sliced" in name or not trajectory.is_file():
+            continue
+        if json.loads(trajectory.read_text())["task_type"] not in TASK_TYPES:
+            continue
+        if json.loads(path.read_text()).get("solvable"):
+            found.setdefault(f"{OFFICIAL}/{name.split('/')[0]}", []).append(f"{OFFICIAL}/{name}")
+    return found
+
+
+def read_official(folder: Path) -> GameTexts:
+    """The game in a folder of the official layout."""
+    game = json.loads((folder / GAME_FILE).read_text())
+    trajectory = json.loads((folder / TRAJECTORY_FILE).read_text())
+    goal = game["grammar"].partition("Your task is to: ")[2].partition('."')[0]
+    return GameTexts(
+        domain=game["pddl_domain"],
+        grammar=game["grammar"],
+        problem=game["pddl_problem"],
+        task_type=trajectory["task_type"],
+        goal=goal,
+        params=trajectory["pddl_params"],
+        plan=tuple(game.get("walkthrough") or ()),
+    )
+
+
+def write_official(folder: Path, spec: GameSpec, world: World) -> None:
+    """Write a generated game as the two files of the official layout, which ``AlfredTWEnv`` can load."""
+    texts = game_texts(spec, world)
+    folder.mkdir(parents=True, exist_ok=True)
+    game = {
+        "pddl_domain": texts.domain,
+        "grammar": texts.grammar,
+        "pddl_problem": texts.problem,
+        "walkthrough": list(texts.plan),
+        "solvable": True,
+    }
+    trajectory = {
+        "task_id": folder.name,
+        "task_type": texts.task_type,
+        "pddl_params": texts.params,
+        "scene": {"floor_plan": f"FloorPlan{spec.scene}", "scene_num": spec.scene},
+    }
+    (folder / GAME_FILE).write_text(json.dumps(game))
+    (folder / TRAJECTORY_FILE).write_text(json.dumps(trajectory, indent=1))
+
+
+def official_name(spec: GameSpec, trial: str) -> str:
+    """``<type>-<object>-<movable>-<target>-<scene>/<trial>``, as official games are named."""
+    target = spec.parent or spec.toggle
+    return f"{spec.task_type}-{spec.object}-None-{target}-{spec.scene}/{trial}"
