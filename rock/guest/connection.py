@@ -34,6 +34,9 @@ class Connection:
         self.open = True
         self._loop.add_reader(read_fd, self._readable)
 
+    def set_listening(self, on: bool) -> None:
+        self._loop.add_reader(self._read_fd, self._readable if on else None)
+
     def _readable(self) -> None:
         try:
             data = os.read(self._read_fd, 1 << 18)

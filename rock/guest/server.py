@@ -145,6 +145,13 @@ class Server:
         else:
             then()
 
+    def set_listening(self, on: bool) -> None:
+        """Off: as if the process were stopped; what arrives waits unread."""
+        if self._listener is not None:
+            self.loop.add_reader(self._listener.fileno(), self._accept if on else None)
+        for connection in self._connections:
+            connection.set_listening(on)
+
     def disconnect_all(self) -> None:
         for connection in list(self._connections):
             connection.close()

@@ -1,0 +1,82 @@
+"""The one directory that a sandbox shares with its node, and the guest's command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rock.domain.errors import InvalidRequest, StorageError
+from rock.guest.pack import build_pyz
+from rock.wire.models import SandboxSpec
+
+INSIDE = "/run/rock"
+PYZ = "guest.pyz"
+SOCKET = "guest.sock"
+MAX_SOCKET_PATH = 107
+"""A unix socket's path is at most 108 bytes with its final zero."""
+
+UNPRIVILEGED = 65534
+
+
+def prepare(shared_dir: Path, uid: int, gid: int) -> None:
+    """Make the directory, put the guest into it and give it to the sandbox's user. Blocking. Raises StorageError."""
+    try:
+        shared_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shared_dir.chmod(0o700)
+        pyz = shared_dir / PYZ
+        pyz.write_bytes(build_pyz())
+        pyz.chmod(0o644)
+        if os.geteuid() == 0:
+            os.chown(shared_dir, uid, gid)
+            os.chown(pyz, uid, gid)
+    except OSError as error:
+        raise StorageError(
+            f"cannot prepare the sandbox's directory {shared_dir}: {error.strerror}",
+            hint="Free some space or set ROCK_HOME to a directory that can be written.",
+            cause=str(error),
+        ) from error
+
+
+def socket_path(shared_dir: Path) -> Path:
+    """Where the host finds the guest. Raises InvalidRequest when the path is too long for a socket."""
+    path = shared_dir / SOCKET
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise InvalidRequest(
+            f"{path} is longer than {MAX_SOCKET_PATH} bytes, which a socket's path must not be",
+            hint="Use a shorter ROCK_HOME.",
+        )
+    return path
+
+
+def guest_argv(spec: SandboxSpec, python: str = "python3") -> list[str]:
+    argv = [python, f"{INSIDE}/{PYZ}", "--socket", f"{INSIDE}/{SOCKET}"]
+    if spec.entry:
+        argv += ["--entry", spec.entry]
+        if spec.python_path:
+            argv += ["--python-path", ":".join(spec.python_path)]
+    return argv
+
+
+def environ_of(spec: SandboxSpec, sandbox_id: str) -> dict[str, str]:
+    """What every sandbox finds in its environment; the spec's own settings come last and win."""
+    return {
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "ROCK_SANDBOX": sandbox_id,
+    } | spec.environ
+
+
+def user_of(spec: SandboxSpec) -> tuple[int, int]:
+    """Numeric user and group inside: the spec's, else an unprivileged one that the node can share a directory with.
+
+    Root shares with nobody; an ordinary user can give its files to none but itself. Raises InvalidRequest.
+    """
+    if not spec.user:
+        return (UNPRIVILEGED, UNPRIVILEGED) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    user, _, group = spec.user.partition(":")
+    if user == "root":
+        user = "0"
+    if not user.isdigit() or (group and not group.isdigit()):
+        raise InvalidRequest(f"user is {spec.user!r}, expected 'uid:gid' in numbers, such as '1000:1000', or 'root'")
+    return int(user), int(group or user)
