@@ -1,0 +1,189 @@
+"""Episode: find one, and read it turn by turn."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import figures, frames, markup, snapshots, text
+from dashboard.app import common
+from dashboard.snapshots import PAGE_SIZE, Found, Search
+from dashboard.source import Reading
+from rock.sdk import EpisodeRecord
+
+PHASES = {"": "any phase", "train": "train", "eval": "eval", "warm_start": "warm start"}
+RESULTS = {
+    "": "any result",
+    "success": "success",
+    "failure": "failure",
+    "truncated": "truncated",
+    "void": "void",
+    "cancelled": "cancelled",
+}
+CHART_FROM_TURNS = 2
+
+
+def page() -> None:
+    listed = common.runs()
+    if listed.value is None:
+        common.no_platform(listed)
+        st.fragment(_wait_for_platform, run_every=common.LIVE_S)()
+        return
+    if not listed.value:
+        common.show_banner(listed, None, "")
+        common.no_runs()
+        return
+    run_id = common.choose_run(listed.value).id
+    search = _search_form(run_id)
+    _watch()
+    found = _find(search)
+    if found.value is None:
+        common.show_banner(found, None, "")
+        return
+    chosen = _list(search, found) or st.query_params.get("episode", "")
+    if not chosen and found.value.episodes:
+        chosen = found.value.episodes[0].id
+    if chosen:
+        _read(run_id, chosen)
+
+
+def _wait_for_platform() -> None:
+    if common.runs().value is not None:
+        st.rerun()
+
+
+def _search_form(run_id: str) -> Search:
+    words, result, phase, again = st.columns([3, 1.2, 1.2, 0.6], vertical_alignment="bottom")
+    again.button("Refresh", on_click=_look_again, width="stretch", help="Look for newer episodes")
+    task = words.text_input(
+        "Task", placeholder="Search: task, episode, reason, sandbox …", key="episode_task", label_visibility="collapsed"
+    )
+    wanted = result.selectbox(
+        "Result", list(RESULTS), format_func=RESULTS.__getitem__, key="episode_result", label_visibility="collapsed"
+    )
+    when = phase.selectbox(
+        "Phase", list(PHASES), format_func=PHASES.__getitem__, key="episode_phase", label_visibility="collapsed"
+    )
+    asked = (run_id, when, wanted, task)
+    if st.session_state.get("episode_asked") != asked:
+        st.session_state["episode_asked"] = asked
+        st.session_state["episode_page"] = 1
+    return Search(run_id, when or "", wanted or "", (task or "").strip(), st.session_state["episode_page"] - 1)
+
+
+@st.fragment(run_every=common.LIVE_S)
+def _watch() -> None:
+    """Says so when the platform goes away while one reads."""
+    common.show_banner(common.source().read("health", lambda rock, _: rock.health()), None, "")
+
+
+def _find(search: Search) -> Reading[Found]:
+    """The matches as they were when last asked for. They stand still while one reads: a row that moved between being
+    drawn and being clicked would open another episode."""
+    if st.session_state.get("episode_search") != search:
+        st.session_state["episode_search"] = search
+        st.session_state.pop("episode_found", None)
+    kept = st.session_state.get("episode_found")
+    if kept is None:
+        kept = common.source().read(search, lambda rock, _: snapshots.episodes(rock, search))
+        if kept.value is not None and not kept.stale:
+            st.session_state["episode_found"] = kept
+    return kept
+
+
+def _look_again() -> None:
+    st.session_state.pop("episode_found", None)
+
+
+def _list(search: Search, reading: Reading[Found]) -> str:
+    """The table of matches; the id of the row that was clicked, or nothing."""
+    assert reading.value is not None
+    found = reading.value
+    if not found.total:
+        where = f"none of the latest {found.searched:,} of {found.of:,}" if found.searched else "no episode of this run"
+        st.html(markup.empty("Nothing found", f"{where.capitalize()} matches. Widen the search, or wait for episodes."))
+        return ""
+    pages = -(-found.total // PAGE_SIZE)
+    first = search.page * PAGE_SIZE + 1
+    last = first + len(found.episodes) - 1
+    searched = f" (searched: latest {found.searched:,} of {found.of:,})" if found.searched else ""
+    at = text.clock(reading.at) if reading.at else text.NOTHING
+    page = f" (page {search.page + 1} of {pages:,})" if pages > 1 else ""
+    note = f"{first:,}–{last:,} of {found.total:,}{page}{searched}, latest first, as of {at}"
+    head, pager = st.columns([4, 1], vertical_alignment="bottom")
+    head.html(markup.heading("Episodes", note))
+    if pages > 1:
+        pager.number_input("Page", 1, pages, key="episode_page", label_visibility="collapsed")
+    frame = frames.episode_frame(found.episodes, common.now())
+    if not frame["reason"].astype(bool).any():
+        frame = frame.drop(columns="reason")
+    event = st.dataframe(
+        common.toned(frame, "result", markup.RESULT_TONES),
+        hide_index=True,
+        width="stretch",
+        height=min(38 + 35 * len(frame), 285),
+        on_select="rerun",
+        selection_mode="single-row",
+        key=f"episodes {search}",
+    )
+    rows = event.selection.rows
+    if not rows or rows[0] >= len(found.episodes):
+        return ""
+    chosen = found.episodes[rows[0]].id
+    if st.query_params.get("episode") != chosen:
+        st.query_params["episode"] = chosen
+    return chosen
+
+
+def _read(run_id: str, episode_id: str) -> None:
+    reading = common.source().read(
+        ("episode", run_id, episode_id), lambda rock, _: rock.episode(run_id, episode_id), fresh_s=30.0
+    )
+    st.html(markup.heading(f"Episode {episode_id}", common.source_note(reading) if reading.value else ""))
+    episode = reading.value
+    if episode is None:
+        say = "This run has no such episode." if reading.missing else str(reading.error)
+        st.html(markup.empty("Cannot show this episode", say))
+        return
+    st.html(markup.episode_banner(episode))
+    st.html(markup.facts(_facts(episode)))
+    turns = frames.turn_frame(episode.turns)
+    if not episode.turns:
+        st.html(
+            markup.empty(
+                "No turns were recorded", "The episode ended before its first one, or its turns were not kept."
+            )
+        )
+        return
+    if len(turns) >= CHART_FROM_TURNS:
+        left, right = st.columns(2, gap="medium")
+        with left:
+            st.html(markup.heading("Time per turn"))
+            common.chart(figures.turn_figure(turns, common.theme()), "turn-times")
+        with right:
+            st.html(markup.heading("Confidence per turn"))
+            common.chart(figures.logprob_figure(turns, common.theme()), "turn-logprobs")
+    st.html(markup.heading("Turn by turn"))
+    versions = [None, *(t.policy_version for t in episode.turns)]
+    st.html(
+        "".join(
+            markup.turn_card(i, turn, previous_version=before)
+            for i, (turn, before) in enumerate(zip(episode.turns, versions, strict=False), start=1)
+        )
+    )
+
+
+def _facts(e: EpisodeRecord) -> list[tuple[str, str]]:
+    now = common.now()
+    return [
+        ("task", e.task or text.NOTHING),
+        ("environment", f"{e.env}, seed {e.seed}"),
+        ("split", e.split),
+        ("phase", f"{e.phase.replace('_', ' ')}, step {e.step}"),
+        ("policy", f"v{e.policy_version}"),
+        ("ledger", e.ledger.value.replace("_", " ")),
+        ("group", e.group_id or text.NOTHING),
+        ("sandbox", e.sandbox_id or text.NOTHING),
+        ("tokens generated", f"{e.generated_tokens:,}"),
+        ("sandbox time", text.duration(e.sandbox_s)),
+        ("played", f"{text.clock(e.started_at, now)} to {text.clock(e.ended_at, now)}"),
+    ]

@@ -1,0 +1,93 @@
+"""``rock dashboard``: serve the page on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dashboard import server
+from rock.sdk import InvalidRequest
+from rock.sdk.home import resolve_url
+
+DEFAULT_PORT = 8501
+
+
+def dashboard(
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. Anything but loopback lets others read along.")
+    ] = "127.0.0.1",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url", help="Platform to show. Default: $ROCK_URL, else the one that runs here.", show_default=False
+        ),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return at once and keep serving.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop the dashboard that runs from this state directory.")
+    ] = False,
+) -> None:
+    """Show the fleet, the runs and every episode in a browser.
+
+    Serves until Ctrl-C, or in the background with -d. Needs no running platform: the page says when there is none
+    and fills as soon as one answers. The API key, if the platform has one, is taken from $ROCK_KEY.
+    """
+    out = Console(highlight=False, soft_wrap=True)
+    if stop:
+        ended = server.stop()
+        out.print(f"Stopped the dashboard at {ended.url}." if ended else "No dashboard runs from this state directory.")
+        return
+    already = server.running()
+    if already is not None:
+        out.print(f"A dashboard already runs: [bold]{already.url}[/]  (pid {already.pid})")
+        out.print("Stop it with: rock dashboard --stop", style="dim")
+        return
+    _require_streamlit()
+    if host not in server.LOOPBACK:
+        out.print(f"[yellow]Listening on {host}: everybody who reaches this address can read the page.[/]")
+    child, served = server.start(host, port, url)
+    server.record(served)
+    out.print(f"Dashboard: [bold]{served.url}[/]")
+    out.print(f"Platform:  {resolve_url(url)}")
+    if detach:
+        out.print(f"Stop it with: rock dashboard --stop   (log: {server.log_path()})", style="dim")
+        return
+    out.print("Ctrl-C stops it.", style="dim")
+    try:
+        _catch_signals()
+        code = child.wait()
+    except KeyboardInterrupt:
+        code = 0
+    finally:
+        server.end(child)
+        server.forget(served)
+    if code:
+        out.print(f"The dashboard ended by itself (exit code {code}); see {server.log_path()}.")
+        raise typer.Exit(1)
+
+
+def _require_streamlit() -> None:
+    missing = [name for name in ("streamlit", "plotly", "pandas") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidRequest(
+            f"The dashboard needs {', '.join(missing)}, which this installation lacks.",
+            hint="Install it with: pip install 'rock-roll[dashboard]'",
+        )
+
+
+def _catch_signals() -> None:
+    """A terminal that closes, or a plain kill, ends the child as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)

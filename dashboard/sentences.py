@@ -1,0 +1,266 @@
+"""What a person wants to know in ten seconds, in plain words. Pure: facts in, sentence and tone out.
+
+A sentence never claims more than the numbers do: every rate names its window, time left is said to be an estimate, and
+silence of the trainer is said to be silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pandas as pd
+
+from dashboard import text
+from dashboard.frames import NOW_STEPS, Interval, Series, before_after, state_counts
+from dashboard.palette import Tone
+from dashboard.source import Reading
+from rock.sdk import (
+    EventView,
+    Health,
+    LedgerState,
+    LedgerView,
+    NodeView,
+    RunStatus,
+    RunView,
+    SandboxState,
+    SandboxView,
+)
+
+SILENT_S = 120.0  # a step of the slowest recipe here takes seconds; see also SILENT_STEPS
+SILENT_STEPS = 6.0
+PACE_STEPS = 20  # steps from which the time left is estimated
+VOID_WORRIES = 0.05  # above it, the platform rather than the policy decides what is learned from
+
+INCIDENTS = frozenset({"sandbox.failed", "sandbox.lost", "lease.expired", "node.down", "image.quarantined"})
+ACTIVE: frozenset[RunStatus] = frozenset({"starting", "warm_start", "evaluating", "training"})
+
+DOING: dict[RunStatus, str] = {
+    "starting": "is starting",
+    "warm_start": "is warm-starting on demonstrations",
+    "evaluating": "is evaluating",
+    "training": "is training",
+    "completed": "has completed",
+    "failed": "has failed",
+    "stopped": "was stopped",
+    "interrupted": "was interrupted",
+}
+TONES: dict[RunStatus, Tone] = {
+    "completed": Tone.GOOD,
+    "failed": Tone.BAD,
+    "interrupted": Tone.VOID,
+    "stopped": Tone.NEUTRAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    tone: Tone
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """The numbers the run page leads with. None: not reported."""
+
+    step: int
+    total_steps: int
+    success: float | None
+    success_first: float | None
+    reward: float | None
+    tokens_per_s: float | None
+    staleness: float | None
+    staleness_max: float | None
+    void_rate: float | None
+    """Of the whole run, from the ledger: void episodes over all that ended."""
+    voids: int
+    episodes: int
+    left_s: float | None
+    took_s: float
+    """From the run's creation to the last word of its trainer."""
+    step_s: float | None
+    silent_s: float
+    heard_at: datetime
+    incidents: int
+    last_incident: EventView | None
+
+
+def run_facts(
+    run: RunView, metrics: pd.DataFrame, ledger: LedgerView | None, events: Sequence[EventView], now: datetime
+) -> RunFacts:
+    step = max(run.step, int(metrics.index.max()) if len(metrics) else 0)
+    step_s = pace(metrics)
+    ended = ledger.dispatched - ledger.accounts.get(LedgerState.IN_FLIGHT, 0) if ledger else 0
+    voids = ledger.accounts.get(LedgerState.VOID, 0) if ledger else 0
+    heard_at = max([text.utc(run.updated_at), *(metrics["at"].dropna().tail(1) if len(metrics) else [])])
+    incidents = sorted((e for e in events if e.kind in INCIDENTS), key=lambda e: text.utc(e.at))
+    left = (run.total_steps - step) * step_s if step_s is not None and run.status == "training" else None
+    success = Series.SUCCESS.of(metrics)
+    return RunFacts(
+        step=step,
+        total_steps=run.total_steps,
+        success=_recent(success),
+        success_first=float(success.head(NOW_STEPS).mean()) if len(success) >= 2 * NOW_STEPS else None,
+        reward=_recent(Series.REWARD.of(metrics)),
+        tokens_per_s=_recent(Series.TOKENS_PER_S.of(metrics)),
+        staleness=_recent(Series.STALENESS_MEAN.of(metrics)),
+        staleness_max=_most_recent_max(Series.STALENESS_MAX.of(metrics)),
+        void_rate=voids / ended if ended else None,
+        voids=voids,
+        episodes=ended,
+        left_s=max(0.0, left) if left is not None else None,
+        took_s=(heard_at - text.utc(run.created_at)).total_seconds(),
+        step_s=step_s,
+        silent_s=(text.utc(now) - heard_at).total_seconds(),
+        heard_at=heard_at,
+        incidents=len(incidents),
+        last_incident=incidents[-1] if incidents else None,
+    )
+
+
+def _recent(series: pd.Series) -> float | None:
+    return float(series.tail(NOW_STEPS).mean()) if len(series) else None
+
+
+def _most_recent_max(series: pd.Series) -> float | None:
+    return float(series.tail(NOW_STEPS).max()) if len(series) else None
+
+
+def pace(metrics: pd.DataFrame) -> float | None:
+    """Seconds a step takes now: the median over the last steps, so that one pause does not count."""
+    if len(metrics) < 2:
+        return None
+    at = metrics["at"].dropna().tail(PACE_STEPS + 1)
+    seconds = at.diff().dt.total_seconds().dropna()
+    steps = pd.Series(at.index, index=at.index).diff().dropna()
+    per_step = (seconds / steps)[lambda s: s > 0]
+    return float(per_step.median()) if len(per_step) else None
+
+
+def silent(run: RunView, facts: RunFacts) -> bool:
+    """Whether an unfinished run has said nothing for longer than its own pace explains."""
+    patience = max(SILENT_S, SILENT_STEPS * (facts.step_s or 0.0))
+    return run.status in ACTIVE and facts.silent_s > patience
+
+
+def run_sentence(run: RunView, facts: RunFacts) -> Sentence:
+    parts = [f"{run.name} {DOING[run.status]}{_progress(run, facts)}."]
+    tone = TONES.get(run.status, Tone.GOOD)
+    if silent(run, facts):
+        parts = [
+            f"{run.name} has said nothing for {text.duration(facts.silent_s)}"
+            f" (last at {text.clock(facts.heard_at)}, while {run.status.replace('_', ' ')}{_progress(run, facts)})."
+        ]
+        tone = Tone.VOID
+    if run.status in {"failed", "interrupted", "stopped"} and run.detail:
+        parts.append(run.detail.rstrip(".") + ".")
+    parts.append(_result(run, facts))
+    if facts.void_rate is not None:
+        parts.append(_voids(facts))
+        if facts.void_rate > VOID_WORRIES and tone is Tone.GOOD:
+            tone = Tone.VOID
+    if facts.left_s is not None and not silent(run, facts):
+        parts.append(f"About {text.duration(facts.left_s)} left at the present pace.")
+    parts.append(_incidents(run, facts))
+    return Sentence(tone, " ".join(p for p in parts if p))
+
+
+def _progress(run: RunView, facts: RunFacts) -> str:
+    if run.status in {"starting", "warm_start"} or not facts.total_steps:
+        return f": step {facts.step:,}" if facts.step else ""
+    if run.status == "completed" and facts.step >= facts.total_steps:
+        return f" all {facts.total_steps:,} steps"
+    return f": step {facts.step:,} of {facts.total_steps:,}"
+
+
+def _result(run: RunView, facts: RunFacts) -> str:
+    measured = before_after(run.summary)
+    if len(measured) == 2:
+        before, after = measured
+        gain = (after.rate - before.rate) * 100
+        verdict = verdict_of(before, after)
+        return (
+            f"Held-out success went from {text.percent(before.rate)} to {text.percent(after.rate)}"
+            f" ({gain:+.0f} points{verdict})."
+        )
+    if facts.success is None:
+        return ""
+    now = f"Success {text.percent(facts.success)} over the last {min(NOW_STEPS, max(1, facts.step))} steps"
+    return (
+        f"{now}, {text.percent(facts.success_first)} over the first." if facts.success_first is not None else f"{now}."
+    )
+
+
+def verdict_of(before: Interval, after: Interval) -> str:
+    """What the intervals allow to say about the difference."""
+    if after.low > before.high or after.high < before.low:
+        return ""
+    return "; the 95% intervals overlap"
+
+
+def _voids(facts: RunFacts) -> str:
+    if facts.voids == 0:
+        return f"No episode void of {facts.episodes:,}."
+    return f"{facts.voids:,} of {facts.episodes:,} episodes void ({text.percent(facts.void_rate, 1)}), none trained on."
+
+
+def _incidents(run: RunView, facts: RunFacts) -> str:
+    if facts.last_incident is None:
+        return "No incidents." if facts.episodes else ""
+    last = facts.last_incident
+    what = last.kind.replace(".", " ") + (f": {last.detail}" if last.detail else "")
+    when = text.clock(last.at)
+    going_on = " The run went on." if facts.heard_at > text.utc(last.at) and run.status != "failed" else ""
+    one = facts.incidents == 1
+    return f"{text.plural(facts.incidents, 'incident')}, {'' if one else 'the last '}at {when} ({what}).{going_on}"
+
+
+# --- fleet -----------------------------------------------------------------------------------------------------------
+
+
+def fleet_sentence(
+    health: Health | None,
+    nodes: Sequence[NodeView],
+    sandboxes: Sequence[SandboxView],
+    recent_failures: int,
+    window: str,
+) -> Sentence:
+    """The fleet in one sentence. ``recent_failures`` are those of ``window``, for example ``the last hour``."""
+    if not nodes:
+        return Sentence(Tone.BAD, "The platform runs but has no node: nothing can be started.")
+    sick = [n.name for n in nodes if not n.healthy]
+    counts = state_counts(sandboxes)
+    living = sum(counts.values())
+    suspect = counts.get(SandboxState.SUSPECT, 0)
+    leased = counts.get(SandboxState.LEASED, 0) + suspect
+    parts = [
+        f"{text.plural(len(nodes), 'node')} up"
+        if not sick
+        else f"{len(sick)} of {len(nodes)} nodes unhealthy ({', '.join(sick)})",
+        f"{text.plural(living, 'sandbox', 'sandboxes')} alive",
+        f"{leased:,} at work, {counts.get(SandboxState.READY, 0):,} ready",
+        f"{suspect:,} not answering" if suspect else "",
+        f"{text.plural(recent_failures, 'failure')} in {window}" if recent_failures else f"no failure in {window}",
+    ]
+    tone = Tone.BAD if sick else Tone.GOOD
+    if tone is Tone.GOOD and (suspect or (health is not None and health.status != "ok")):
+        tone = Tone.VOID
+    end = (
+        f" Platform degraded: {health.detail}" if health is not None and health.status != "ok" and health.detail else ""
+    )
+    return Sentence(tone, "; ".join(p for p in parts if p) + "." + end)
+
+
+def staleness_sentence(reading: Reading[object], url: str, now: datetime) -> Sentence | None:
+    """What to say when a reading is not of this moment; None when it is."""
+    if not reading.stale or reading.error is None:
+        return None
+    if not reading.unreachable:
+        return Sentence(Tone.BAD, f"The platform refused: {reading.error}")
+    since = f" since {text.clock(reading.since, now)}" if reading.since else ""
+    if reading.at is None:
+        return Sentence(Tone.BAD, f"No platform answers at {url}{since}.")
+    return Sentence(
+        Tone.BAD, f"Platform unreachable{since}. What you see is the last data, of {text.clock(reading.at, now)}."
+    )

@@ -1,0 +1,148 @@
+"""Reports an invented run through the real SDK, so that the browser tests have something to see.
+
+The numbers are made up and named so (``browser-test``): they show that the page draws what the platform stores, and
+nothing about training. Never use it for a screenshot of a result.
+
+    python tests/browser/seed_run.py --url http://127.0.0.1:7625 [--steps 120]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from datetime import UTC, datetime, timedelta
+
+from rock.sdk import EpisodeRecord, LedgerState, MetricPoint, RockSync, RunCreate, RunUpdate, TurnRecord
+
+NAME = "browser-test"
+TASKS = ("pick_and_place-Mug-Desk-301", "pick_heat_then_place-Potato-Fridge-7", "look_at_obj-Book-DeskLamp-312")
+VOID_EVERY, STALE_EVERY, FILTERED_EVERY = 41, 23, 9
+STEP_S = 4.0
+
+FIRST_OBSERVATION = """You are in the middle of a room. Looking quickly around you, you see a bed 1, a desk 2, a desk 1,
+a drawer 6, a drawer 5, a shelf 3 and a garbagecan 1.
+
+Your task is to: put a mug in desk.
+
+Admissible: go to bed 1, go to desk 1, go to desk 2, go to drawer 5, go to drawer 6, go to shelf 3, inventory, look"""
+SHELF = "You arrive at shelf 3. On the shelf 3, you see a mug 2 and a <b>book</b> 1."
+SCRIPT = (
+    (FIRST_OBSERVATION, "<think>A mug is often on a shelf.</think>", "go to shelf 3"),
+    (SHELF, "", "take mug 2 from shelf 3"),
+    ("You pick up the mug 2 from the shelf 3.", "", "go to desk 1"),
+    ("You arrive at desk 1. On the desk 1, you see a pen 1.", "", "move mug 2 to desk 1"),
+)
+
+
+def metrics(steps: int, start: datetime, rng: random.Random) -> list[MetricPoint]:
+    points = []
+    for step in range(1, steps + 1):
+        progress = 1 - math.exp(-step / (steps / 2.2))
+        success = min(1.0, max(0.0, 0.22 + 0.42 * progress + rng.gauss(0, 0.05)))
+        values = {
+            "rollout/success": success,
+            "rollout/reward": success - 0.05,
+            "rollout/void_rate": max(0.0, rng.gauss(0.012, 0.012)),
+            "rollout/tokens_per_s": rng.gauss(1900, 120),
+            "staleness/mean": abs(rng.gauss(0.9, 0.25)),
+            "staleness/max": float(rng.choice((1, 2, 2, 2, 3))),
+            "learner/loss": rng.gauss(0.0, 0.02),
+            "learner/entropy": 0.9 - 0.5 * progress + rng.gauss(0, 0.02),
+            "learner/grad_norm": abs(rng.gauss(0.4, 0.1)),
+            "learner/clip_fraction": abs(rng.gauss(0.05, 0.02)),
+            "learner/kl": abs(rng.gauss(0.002, 0.001)),
+        }
+        if step % 40 == 0:
+            values["eval/success"] = 0.2 + 0.4 * progress
+        points.append(MetricPoint(step=step, at=start + timedelta(seconds=STEP_S * step), values=values))
+    return points
+
+
+def episode(i: int, steps: int, count: int, start: datetime, rng: random.Random) -> EpisodeRecord:
+    step = 1 + i * steps // count
+    began = start + timedelta(seconds=STEP_S * (step - 1))
+    void = i % VOID_EVERY == 7
+    success = not void and rng.random() < 0.22 + 0.4 * step / steps
+    ledger = LedgerState.TRAINED
+    if void:
+        ledger = LedgerState.VOID
+    elif i % STALE_EVERY == 3:
+        ledger = LedgerState.STALE
+    elif i % FILTERED_EVERY == 2:
+        ledger = LedgerState.FILTERED
+    turns = turns_of(step, success, rng)[: 2 if void else None]
+    return EpisodeRecord(
+        id=f"ep-{i:010x}",
+        group_id=f"g-{i // 8}",
+        env="alfworld",
+        task=TASKS[i % len(TASKS)],
+        seed=i,
+        step=step,
+        policy_version=max(0, step - 1),
+        ledger=ledger,
+        outcome="void" if void else "completed" if success else "truncated",
+        reason="sandbox_lost: container died (exit code 137)" if void else "" if success else "turn limit of 50",
+        reward=None if void else float(success),
+        success=None if void else success,
+        sandbox_id=f"sb-{i:010x}",
+        turns=turns,
+        turn_count=len(turns),
+        generated_tokens=sum(t.tokens for t in turns),
+        sandbox_s=rng.uniform(1, 4),
+        started_at=began,
+        ended_at=began + timedelta(seconds=rng.uniform(1, STEP_S)),
+    )
+
+
+def turns_of(step: int, success: bool, rng: random.Random) -> tuple[TurnRecord, ...]:
+    return tuple(
+        TurnRecord(
+            observation=observation,
+            response=f"{thought}<action>{action}</action>",
+            action=action,
+            reward=float(success and n == len(SCRIPT) - 1),
+            tokens=rng.randint(9, 40),
+            policy_version=step - 1 + (n > 1),
+            mean_logprob=-abs(rng.gauss(0.35, 0.2)),
+            generate_s=rng.uniform(0.05, 0.5),
+            env_s=rng.uniform(0.001, 0.02),
+        )
+        for n, (observation, thought, action) in enumerate(SCRIPT)
+    )
+
+
+def seed(rock: RockSync, *, steps: int = 120, of_steps: int = 200, episodes: int = 600) -> str:
+    """Report the run; returns its id. Ends now, so that the page sees a trainer that spoke a moment ago."""
+    rng = random.Random(7)
+    start = datetime.now(UTC) - timedelta(seconds=STEP_S * steps)
+    run = rock.create_run(RunCreate(name=NAME, recipe={"env": "alfworld", "alpha": 2, "seed": 7}, total_steps=of_steps))
+    rock.report_metrics(run.id, metrics(steps, start, rng))
+    rock.report_episodes(run.id, [episode(i, steps, episodes, start, rng) for i in range(episodes)])
+    rock.update_run(run.id, RunUpdate(status="training"))
+    return run.id
+
+
+def finish(rock: RockSync, run_id: str) -> None:
+    summary = {
+        "success_before": {"rate": 0.24, "low": 0.185, "high": 0.304, "n": 200},
+        "success_after": {"rate": 0.61, "low": 0.541, "high": 0.675, "n": 200},
+    }
+    rock.update_run(run_id, RunUpdate(status="completed", summary=summary))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", default=None)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--finish", action="store_true", help="end the run with measured rates")
+    args = parser.parse_args()
+    with RockSync(args.url) as rock:
+        run_id = seed(rock, steps=args.steps)
+        if args.finish:
+            finish(rock, run_id)
+        print(run_id)
+
+
+if __name__ == "__main__":
+    main()
