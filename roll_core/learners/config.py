@@ -1,0 +1,59 @@
+"""How a learner learns. A recipe embeds this model; unknown keys are errors."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from roll_core.algorithms import POLICY_LOSSES, Aggregation, PolicyLoss
+from roll_core.algorithms.divergence import KLEstimator
+
+
+class LearnerConfig(BaseModel):
+    """Optimizer, loss and batching. Settings of the loss left at None are that loss's own defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Applied to matrices only."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    warmup_updates: int = Field(default=0, ge=0)
+    """Optimizer updates over which the learning rate rises linearly."""
+
+    loss: str = "grpo"
+    clip_low: float | None = Field(default=None, ge=0)
+    clip_high: float | None = Field(default=None, ge=0)
+    dual_clip: float | None = Field(default=None, gt=1)
+    cap: float | None = Field(default=None, gt=0)
+    length: int | None = Field(default=None, ge=1)
+    """Divisor of constant-length aggregation."""
+    aggregation: Aggregation | None = None
+    entropy_coef: float = Field(default=0.0, ge=0)
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the reference policy (the one the learner was made with, unless given)."""
+    kl_estimator: KLEstimator = "k3"
+    temperature: float = Field(default=1.0, gt=0)
+    """The sampling temperature: log-probs here must speak of the distribution that the engine drew from."""
+
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimizer updates in one epoch over a batch; its rows are shuffled and split that many ways."""
+    epochs: int = Field(default=1, ge=1)
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens in one forward pass; a single longer row still goes through alone."""
+    head_tokens: int = Field(default=4096, ge=1)
+    """Response tokens whose logits exist at once."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _loss_exists(self) -> Self:
+        if self.loss not in POLICY_LOSSES:
+            raise ValueError(f"unknown loss {self.loss!r}; expected one of {', '.join(sorted(POLICY_LOSSES))}")
+        return self
+
+    def policy_loss(self) -> PolicyLoss:
+        names = ("clip_low", "clip_high", "dual_clip", "cap", "length")
+        given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        return POLICY_LOSSES[self.loss].with_options(aggregation=self.aggregation, **given)

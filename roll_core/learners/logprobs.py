@@ -1,0 +1,87 @@
+"""Log-probs of the tokens a policy sampled, without the logits of those it did not.
+
+Invariants: only response positions pass through the language-model head (context is most of an agent's tokens, and the
+head is the widest matrix); logits of at most ``head_tokens`` positions exist at once, in the backward pass too.
+
+Shape legend: B rows, T tokens, N response tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from roll_core.algorithms import entropy
+from roll_core.models.qwen import CausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-prob and entropy (nats) per position, BT, 0 outside the mask."""
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+
+
+def row_lengths(mask_BT: Tensor) -> list[int]:
+    """Tokens of each row up to its last response token: what follows can neither be a target nor influence one."""
+    position_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    lengths: list[int] = ((mask_BT > 0) * position_T).amax(1).tolist()
+    return lengths
+
+
+def micro_batches(rows: list[int], lengths: list[int], tokens: int) -> Iterator[list[int]]:
+    """Split ``rows`` (indices into ``lengths``) so that none holds more than ``tokens``, padding counted.
+
+    Longest first: rows of similar length share a batch, and running out of memory happens at once or never. Rows of
+    length 0 are left out.
+    """
+    batch: list[int] = []
+    for row in sorted((r for r in rows if lengths[r]), key=lambda r: (-lengths[r], r)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def score(
+    model: CausalLM,
+    tokens_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    temperature: float = 1.0,
+    head_tokens: int = 4096,
+    entropy_gradient: bool = False,
+) -> Scored:
+    """Log-probs of ``tokens_BT`` where the mask is 1, of the policy at ``temperature``. Token 0 is never a target."""
+    rows, length = tokens_BT.shape
+    chosen = (mask_BT[:, 1:] > 0).flatten().nonzero().squeeze(1)
+    hidden_ND = model.hidden(tokens_BT[:, :-1]).flatten(0, 1).index_select(0, chosen)
+    target_N = tokens_BT[:, 1:].flatten().index_select(0, chosen)
+    head_VD = model.head_VD
+
+    def chunk(hidden_nD: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
+        logits_nV = (hidden_nD @ head_VD.t()).float()
+        logprobs_nV = (logits_nV if temperature == 1.0 else logits_nV / temperature).log_softmax(-1)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropy_n = entropy(logprobs_nV)
+        return logprobs_nV.gather(1, target_n.unsqueeze(1)).squeeze(1), entropy_n
+
+    parts = []
+    for begin in range(0, max(len(chosen), 1), head_tokens):
+        part = (hidden_ND[begin : begin + head_tokens], target_N[begin : begin + head_tokens])
+        several = len(chosen) > head_tokens and torch.is_grad_enabled()
+        parts.append(checkpoint(chunk, *part, use_reentrant=False) if several else chunk(*part))
+
+    def dense(values: list[Tensor]) -> Tensor:
+        flat = hidden_ND.new_zeros(rows * (length - 1), dtype=torch.float32)
+        body_BT = flat.index_copy(0, chosen, torch.cat(values)).view(rows, length - 1)
+        return torch.cat((body_BT.new_zeros(rows, 1), body_BT), 1)
+
+    return Scored(dense([p[0] for p in parts]), dense([p[1] for p in parts]))

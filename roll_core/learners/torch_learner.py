@@ -1,0 +1,254 @@
+"""The plain torch learner: one process, CPU or one GPU.
+
+Invariants: behaviour log-probs are taken as the engine reported them; the gradient of an update does not depend on how
+its rows are split into micro-batches; an update whose gradient is not finite is skipped and counted, never applied;
+``save`` then ``load`` continues bit for bit.
+
+Shape legend: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roll_core.algorithms import LossInputs, kl_estimate, token_weights
+from roll_core.errors import CheckpointError
+from roll_core.learners.config import LearnerConfig
+from roll_core.learners.logprobs import Scored, micro_batches, row_lengths, score
+from roll_core.models.qwen import CausalLM
+from roll_core.types import TrainBatch, Weights
+
+_FILE = "learner.pt"
+
+
+class TorchLearner:
+    """A :class:`~roll_core.learners.base.Learner`. ``model`` is trained in place and belongs to the learner."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        config: LearnerConfig | None = None,
+        *,
+        device: str = "cpu",
+        reference: CausalLM | None = None,
+    ) -> None:
+        """``reference``: the policy that ``kl_coef`` ties to; a copy of ``model`` as it is now unless given."""
+        self.config = config or LearnerConfig()
+        self.model = model.to(device)
+        self._device = torch.device(device)
+        self._loss = self.config.policy_loss()
+        self._reference: CausalLM | None = None
+        if self.config.kl_coef:
+            self._reference = copy.deepcopy(reference or model).to(device).requires_grad_(False)
+        self._generator = torch.Generator().manual_seed(self.config.seed)
+        self._version = 0
+        self._updates = 0
+        self.reset_optimizer()
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def reset_optimizer(self) -> None:
+        """Forget moments and warm-up: for the change from imitation to reinforcement."""
+        decayed = [p for p in self.model.parameters() if p.dim() > 1]
+        plain = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=self.config.lr, betas=self.config.betas, fused=True)
+        self._updates = 0
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """All updates on one batch; the version rises by one. Metrics ``learner/…`` are means over response tokens of
+        all updates; ``behaviour_gap`` is |log π_θ − log π_behave|, which on-policy measures engine against learner."""
+        begin = time.perf_counter()
+        batch = _to(batch, self._device)
+        lengths = row_lengths(batch.mask_BT)
+        prox_BT, reference_BT = self._prox(batch, lengths), None
+        if self._reference is not None:
+            reference_BT = self._no_grad_logprobs(self._reference, batch.tokens_BT, batch.mask_BT, lengths)
+        totals: dict[str, float] = defaultdict(float)
+        for _ in range(self.config.epochs):
+            for rows in self._minibatches(len(lengths)):
+                self._update_on(batch, rows, lengths, prox_BT, reference_BT, totals)
+        self._version += 1
+        return self._metrics(totals, batch, sum(lengths), time.perf_counter() - begin)
+
+    def sft_step(self, tokens_BT: Tensor, mask_BT: Tensor, *, lr: float | None = None) -> dict[str, float]:
+        """One update that imitates ``tokens_BT`` where the mask is 1 (token-mean cross entropy). No new version."""
+        tokens_BT, mask_BT = tokens_BT.to(self._device), mask_BT.to(self._device, torch.float32)
+        lengths = row_lengths(mask_BT)
+        weights_BT = token_weights(mask_BT, "token-mean")
+        total = 0.0
+        for rows in micro_batches(list(range(len(lengths))), lengths, self.config.micro_batch_tokens):
+            part = (rows, slice(0, lengths[rows[0]]))
+            scored = self._score(self.model, tokens_BT[part], mask_BT[part], temperature=1.0)
+            loss = -(scored.logprobs_BT * weights_BT[part]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        norm, applied = self._apply(lr or self.config.lr)
+        return {"learner/loss": total, "learner/grad_norm": norm, "learner/skipped_updates": float(not applied)}
+
+    def _minibatches(self, rows: int) -> list[list[int]]:
+        count = min(self.config.updates_per_batch, rows)
+        if count == 1:
+            return [list(range(rows))]
+        order: list[int] = torch.randperm(rows, generator=self._generator).tolist()
+        return [order[i::count] for i in range(count)]
+
+    def _prox(self, batch: TrainBatch, lengths: list[int]) -> Tensor | None:
+        """log π_prox of the whole batch; None where it is the present policy, known as soon as it is computed."""
+        if not self._loss.recompute_prox:
+            return batch.behaviour_logprobs_BT
+        if self.config.epochs == 1 and self.config.updates_per_batch == 1:
+            return None
+        return self._no_grad_logprobs(self.model, batch.tokens_BT, batch.mask_BT, lengths)
+
+    def _update_on(
+        self,
+        batch: TrainBatch,
+        rows: list[int],
+        lengths: list[int],
+        prox_BT: Tensor | None,
+        reference_BT: Tensor | None,
+        totals: dict[str, float],
+    ) -> None:
+        """One optimizer update on ``rows``; adds sums to ``totals``."""
+        c, options = self.config, self._loss.options
+        weights_BT = torch.zeros_like(batch.mask_BT)
+        weights_BT[rows] = token_weights(batch.mask_BT[rows], self._loss.aggregation, options.length)
+        for some in micro_batches(rows, lengths, c.micro_batch_tokens):
+            part = (some, slice(0, lengths[some[0]]))
+            mask_BT, behaviour_BT = batch.mask_BT[part], batch.behaviour_logprobs_BT[part]
+            scored = self._score(self.model, batch.tokens_BT[part], mask_BT)
+            prox_part_BT = scored.logprobs_BT.detach() if prox_BT is None else prox_BT[part]
+            inputs = LossInputs(scored.logprobs_BT, prox_part_BT, behaviour_BT, batch.advantages_BT[part], mask_BT)
+            token = self._loss.per_token(inputs, options)
+            loss_BT = token.loss_BT - c.entropy_coef * scored.entropy_BT
+            if reference_BT is not None:
+                kl_BT = kl_estimate(scored.logprobs_BT, reference_BT[part], c.kl_estimator)
+                loss_BT = loss_BT + c.kl_coef * kl_BT
+                totals["kl"] += (kl_BT.detach() * mask_BT).sum().item()
+            loss = (loss_BT * weights_BT[part]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+
+            totals["loss"] += loss.item()
+            totals["count"] += mask_BT.sum().item()
+            totals["entropy"] += (scored.entropy_BT.detach() * mask_BT).sum().item()
+            totals["clip_fraction"] += (token.clipped_BT * mask_BT).sum().item()
+            totals["ratio_mean"] += (token.ratio_BT.detach() * mask_BT).sum().item()
+            gap_BT = (scored.logprobs_BT.detach() - behaviour_BT).abs() * mask_BT
+            totals["behaviour_gap_mean"] += gap_BT.sum().item()
+            totals["behaviour_gap_max"] = max(totals["behaviour_gap_max"], gap_BT.max().item())
+        norm, applied = self._apply(c.lr)
+        totals["updates"] += 1
+        totals["skipped_updates"] += not applied
+        totals["grad_norm"] += norm
+
+    def _apply(self, lr: float) -> tuple[float, bool]:
+        """Clip, step and clear the accumulated gradient. Returns its norm and whether it was applied."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()
+        applied = norm < float("inf")  # false for NaN too
+        if applied:
+            self._updates += 1
+            rise = min(1.0, self._updates / max(1, self.config.warmup_updates))
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr * rise
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm, applied
+
+    def _metrics(self, totals: dict[str, float], batch: TrainBatch, tokens: int, seconds: float) -> dict[str, float]:
+        count, updates = max(totals["count"], 1.0), totals["updates"]
+        means = ["entropy", "clip_fraction", "ratio_mean", "behaviour_gap_mean"]
+        metrics = {name: totals[name] / count for name in (*means, *(["kl"] if self._reference is not None else []))}
+        metrics |= {name: totals[name] / updates for name in ("loss", "grad_norm")}
+        metrics |= {name: totals[name] for name in ("behaviour_gap_max", "skipped_updates", "updates")}
+        versions = batch.versions_BT[batch.mask_BT > 0]
+        metrics |= {
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "tokens": float(tokens),
+            "response_tokens": batch.mask_BT.sum().item(),
+            "token_staleness": (self._version - 1 - versions.float()).mean().item() if len(versions) else 0.0,
+            "step_s": seconds,
+        }
+        return {f"learner/{name}": float(value) for name, value in metrics.items()}
+
+    # -- log-probs -------------------------------------------------------------------------------------------------
+
+    def logprobs(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Log-probs (BT, 0 outside the mask) of the present policy at the sampling temperature; no gradient."""
+        tokens_BT, mask_BT = tokens_BT.to(self._device), mask_BT.to(self._device)
+        return self._no_grad_logprobs(self.model, tokens_BT, mask_BT, row_lengths(mask_BT))
+
+    def _no_grad_logprobs(self, model: CausalLM, tokens_BT: Tensor, mask_BT: Tensor, lengths: list[int]) -> Tensor:
+        out_BT = torch.zeros(tokens_BT.shape, dtype=torch.float32, device=self._device)
+        with torch.no_grad():
+            for rows in micro_batches(list(range(len(lengths))), lengths, self.config.micro_batch_tokens):
+                part = (rows, slice(0, lengths[rows[0]]))
+                out_BT[part] = self._score(model, tokens_BT[part], mask_BT[part]).logprobs_BT
+        return out_BT
+
+    def _score(self, model: CausalLM, tokens_BT: Tensor, mask_BT: Tensor, temperature: float | None = None) -> Scored:
+        return score(
+            model,
+            tokens_BT,
+            mask_BT,
+            temperature=self.config.temperature if temperature is None else temperature,
+            head_tokens=self.config.head_tokens,
+            entropy_gradient=self.config.entropy_coef > 0,
+        )
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def weights(self) -> Weights:
+        tensors = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters()}
+        return Weights(self._version, tensors)
+
+    def save(self, directory: Path) -> None:
+        """Write ``learner.pt``, beside and then renamed: a reader finds the old one, the new one, or none."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "reference": None if self._reference is None else self._reference.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "version": self._version,
+            "updates": self._updates,
+        }
+        partial = directory / f"{_FILE}.partial"
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(directory / _FILE)
+
+    def load(self, directory: Path) -> None:
+        """Raises CheckpointError when the file is missing, torn, or of another model."""
+        path = Path(directory) / _FILE
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            if self._reference is not None and state["reference"] is not None:
+                self._reference.load_state_dict(state["reference"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._generator.set_state(state["generator"].cpu())
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{path} cannot be loaded into this learner: {error}") from error
+        self._version, self._updates = int(state["version"]), int(state["updates"])
+
+
+def _to(batch: TrainBatch, device: torch.device) -> TrainBatch:
+    names = ("tokens_BT", "mask_BT", "attention_BT", "behaviour_logprobs_BT", "advantages_BT", "versions_BT")
+    moved = {n: getattr(batch, n).to(device) for n in names}
+    return TrainBatch(**moved, rewards_B=batch.rewards_B, group_B=batch.group_B, trajectory_ids=batch.trajectory_ids)
