@@ -1,0 +1,1 @@
+"""The platform's only door: HTTP on the loopback. Routes translate, :mod:`rock.control` decides."""

@@ -208,7 +208,7 @@ class Fleet:
             pool.backoff.succeeded()  # one has lived a good while: whatever it was is over
         return PoolState(
             digest=pool.digest,
-            target=wanted_ready(pool.target, pool.claims_per_s(now), pool.start_s),
+            target=wanted_ready(0 if self._idle(pool, now) else pool.target, pool.claims_per_s(now), pool.start_s),
             ready=len(pool.ready),
             starting=pool.starting,
             waiting=pool.waiting,
@@ -216,14 +216,15 @@ class Fleet:
             failing=pool.backoff.failures > 0,
         )
 
+    def _idle(self, pool: Pool, now: float) -> bool:
+        return now - pool.used_at >= self.config.idle_pool_s
+
     def drop_idle_pools(self) -> None:
-        """Drain pools nobody claims from, and forget those that hold nothing."""
+        """Forget the pools that nobody wants any more and that hold nothing."""
         now = self.clock.now()
+        in_use = {record.spec.digest for record in self.records.values()}
         for pool in list(self.pools.values()):
-            if now - pool.used_at < self.config.idle_pool_s:
-                continue
-            pool.target = 0
-            if pool.idle and not any(r.spec.digest == pool.digest for r in self.records.values()):
+            if pool.idle and self._idle(pool, now) and pool.digest not in in_use:
                 del self.pools[pool.digest]
 
     @property

@@ -215,7 +215,8 @@ class Node:
     async def set_pool(self, spec: SandboxSpec, target: int) -> None:
         if not 0 <= target <= self._config.capacity:
             raise InvalidRequest(f"a pool of {target} does not fit: the node holds {self._config.capacity} sandboxes")
-        self._fleet.pool(spec).target = target
+        pool = self._fleet.pool(spec)
+        pool.target, pool.used_at = target, self._fleet.clock.now()
         self._supervisor.wake()
 
     # --- looking and one-off work

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from rock.wire.models import EventView, ExecRequest, ExecResult, NodeView, SandboxSpec, SandboxView
+from rock.wire.models import Endpoint, EventView, ExecRequest, ExecResult, NodeView, SandboxSpec, SandboxView
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,10 @@ class NodeHandle(Protocol):
         """End its use for good. Idempotent: an unknown or gone sandbox is no error."""
         ...
 
+    def endpoint(self, sandbox_id: str) -> Endpoint:
+        """Where clients reach the guest of a sandbox it has handed out."""
+        ...
+
     async def sandboxes(self) -> Sequence[SandboxView]: ...
 
     async def sandbox(self, sandbox_id: str) -> SandboxView: ...
@@ -74,5 +78,9 @@ class NodeHandle(Protocol):
         ...
 
     def on_event(self, callback: Callable[[EventView], None]) -> None: ...
+
+    def refuse_claims(self) -> None:
+        """From now on claims fail with PlatformUnavailable, those that wait included: it is about to close."""
+        ...
 
     async def close(self, *, keep_sandboxes: bool = False) -> None: ...

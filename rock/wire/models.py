@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import datetime
+from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
@@ -262,6 +263,14 @@ class MetricPoint(Message):
     step: int
     at: datetime
     values: dict[str, float]
+    """Numbers that are none (NaN, infinite, null) are left out: JSON has no word for them."""
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _finite(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {k: v for k, v in values.items() if v is not None and not (isinstance(v, float) and not isfinite(v))}
 
 
 class TurnRecord(Message):

@@ -1,0 +1,121 @@
+"""Routes of the fleet: health, nodes, sandboxes, leases, environments, events."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from rock.control.control import Control
+from rock.domain.sandbox import SandboxState
+from rock.wire.models import (
+    EnvView,
+    EventView,
+    ExecRequest,
+    ExecResult,
+    Health,
+    LeaseRequest,
+    LeaseView,
+    LogView,
+    NodeView,
+    SandboxView,
+    TaskList,
+)
+
+SandboxId = Annotated[str, Path(description="`sb-…`", max_length=64)]
+LeaseId = Annotated[str, Path(description="`ls-…`", max_length=64)]
+EnvName = Annotated[str, Path(max_length=255)]
+
+
+def fleet_router(control: Control) -> APIRouter:
+    router = APIRouter()
+    for add in (_platform, _sandboxes, _leases, _envs):
+        add(router, control)
+    return router
+
+
+def _platform(router: APIRouter, control: Control) -> None:
+    @router.get("/health", tags=["platform"], summary="Is it well?")
+    async def health() -> Health:
+        return await control.health()
+
+    @router.get("/nodes", tags=["platform"], summary="The machines, their load and their warm pools")
+    async def nodes() -> list[NodeView]:
+        return await control.nodes()
+
+    @router.get("/events", tags=["platform"], summary="What happened")
+    async def events(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        kind: str = "",
+        run_id: str = "",
+        after: Annotated[int | None, Query(ge=0, description="Only events after this id.")] = None,
+    ) -> list[EventView]:
+        """The newest first; with `after`, the ones after that id, oldest first, for following along."""
+        return await control.events(limit=limit, kind=kind, run_id=run_id, after=after)
+
+    @router.post("/shutdown", status_code=202, tags=["platform"], summary="Stop the platform and what it owns")
+    async def shutdown(
+        keep_sandboxes: Annotated[bool, Query(description="Leave them for the next start to adopt.")] = False,
+    ) -> Health:
+        answer = await control.health()
+        control.request_shutdown(keep_sandboxes=keep_sandboxes)
+        return answer
+
+
+def _sandboxes(router: APIRouter, control: Control) -> None:
+    @router.get("/sandboxes", tags=["sandboxes"], summary="The living sandboxes, or those of a state")
+    async def sandboxes(state: SandboxState | None = None, run_id: str = "") -> list[SandboxView]:
+        """The youngest first. `failed` and `gone` include those of the past, with their evidence, at most 500."""
+        return await control.sandboxes(state=state, run_id=run_id)
+
+    @router.get("/sandboxes/{sandbox_id}", tags=["sandboxes"], summary="One sandbox, living or past")
+    async def sandbox(sandbox_id: SandboxId) -> SandboxView:
+        return await control.sandbox(sandbox_id)
+
+    @router.delete("/sandboxes/{sandbox_id}", status_code=204, tags=["sandboxes"], summary="End and remove a sandbox")
+    async def remove(sandbox_id: SandboxId) -> None:
+        """Ends the lease that holds it, too."""
+        await control.remove_sandbox(sandbox_id)
+
+    @router.post("/sandboxes/{sandbox_id}/exec", tags=["sandboxes"], summary="Run a command in a leased sandbox")
+    async def execute(sandbox_id: SandboxId, request: ExecRequest) -> ExecResult:
+        return await control.exec(sandbox_id, request)
+
+    @router.get("/sandboxes/{sandbox_id}/logs", tags=["sandboxes"], summary="The last lines of its output")
+    async def logs(sandbox_id: SandboxId, lines: Annotated[int, Query(ge=1, le=10_000)] = 100) -> LogView:
+        return await control.logs(sandbox_id, lines)
+
+
+def _leases(router: APIRouter, control: Control) -> None:
+    @router.post("/leases", status_code=201, tags=["leases"], summary="Take a sandbox")
+    async def create(request: LeaseRequest) -> LeaseView:
+        """Waits up to `wait_s`. The token in the answer is shown this once."""
+        return await control.leases.create(request)
+
+    @router.get("/leases", tags=["leases"], summary="The living leases")
+    async def leases() -> list[LeaseView]:
+        return control.leases.views()
+
+    @router.post("/leases/{lease_id}/heartbeat", tags=["leases"], summary="Prolong a lease by its time-to-live")
+    async def heartbeat(lease_id: LeaseId) -> LeaseView:
+        """`lease-expired` when it has ended; `sandbox-lost` when its sandbox failed, saying how."""
+        return control.leases.heartbeat(lease_id)
+
+    @router.delete("/leases/{lease_id}", status_code=204, tags=["leases"], summary="Give the sandbox back")
+    async def release(lease_id: LeaseId) -> None:
+        """The sandbox is removed: no sandbox is used twice."""
+        await control.leases.release(lease_id)
+
+
+def _envs(router: APIRouter, control: Control) -> None:
+    @router.get("/envs", tags=["environments"], summary="The environments, built or not")
+    async def envs() -> list[EnvView]:
+        return await control.envs()
+
+    @router.get("/envs/{name}", tags=["environments"], summary="One environment")
+    async def env(name: EnvName) -> EnvView:
+        return await control.env(name)
+
+    @router.get("/envs/{name}/tasks", tags=["environments"], summary="The tasks of a split")
+    async def tasks(name: EnvName, split: str = "train") -> TaskList:
+        return await control.tasks(name, split)

@@ -1,0 +1,83 @@
+"""Every error leaves the API as ``application/problem+json`` (RFC 9457), whoever raised it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from rock.domain.errors import Conflict, InvalidRequest, NotFound, RockError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+_SHOWN_ERRORS = 3
+
+
+PROBLEM_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "examples": ["urn:rock:capacity-exceeded"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What was found and what was expected."},
+        "hint": {"type": "string", "description": "What to do next."},
+        "cause": {"type": "string"},
+        "fault": {"type": "string", "enum": ["caller", "agent", "environment", "platform"]},
+    },
+}
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "The error.", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
+}
+
+
+def problem_response(error: RockError) -> Response:
+    return Response(orjson.dumps(error.to_problem()), error.http_status, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    @app.exception_handler(RockError)
+    async def on_rock_error(request: Request, error: RockError) -> Response:
+        level = logging.INFO if error.http_status < 500 else logging.WARNING
+        log.log(level, "%s %s: %s: %s", request.method, request.url.path, error.code, error.message)
+        return problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_request: Request, error: RequestValidationError) -> Response:
+        return problem_response(InvalidRequest(*_sentence(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
+        if error.status_code == 404:
+            return problem_response(NotFound(f"nothing is at {path}", hint="/docs lists what there is."))
+        if error.status_code == 405:
+            return problem_response(Conflict(f"{request.method} is not possible at {path}", hint="See /docs."))
+        return problem_response(InvalidRequest(str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem_response(
+            RockError(
+                f"{request.method} {request.url.path} failed inside the platform",
+                hint="This is a bug; the platform's log has its traceback.",
+                cause=f"{type(error).__name__}: {error}",
+            )
+        )
+
+
+def _sentence(errors: Sequence[Any]) -> str:
+    parts = []
+    for error in errors[:_SHOWN_ERRORS]:
+        place = ".".join(str(p) for p in error["loc"] if p not in {"body", "query", "path"}) or "the request's body"
+        given = f", got {str(error['input'])[:80]!r}" if not isinstance(error.get("input"), dict | list) else ""
+        parts.append(f"{place}: {error['msg']}{given}")
+    more = len(errors) - _SHOWN_ERRORS
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,88 @@
+"""Routes of runs: what trainers report, and what dashboards read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query
+
+from rock.control.control import Control
+from rock.domain.outcome import LedgerState
+from rock.wire.models import (
+    EpisodePage,
+    EpisodeRecord,
+    LedgerView,
+    MetricPoint,
+    RunCreate,
+    RunUpdate,
+    RunView,
+)
+
+RunId = Annotated[str, Path(description="`run-…`", max_length=64)]
+
+
+def run_router(control: Control) -> APIRouter:
+    router = APIRouter(prefix="/runs", tags=["runs"])
+    _runs(router, control)
+    _reports(router, control)
+    return router
+
+
+def _runs(router: APIRouter, control: Control) -> None:
+    @router.post("", status_code=201, summary="Begin a run")
+    async def create(request: RunCreate) -> RunView:
+        return await control.runs.create(request)
+
+    @router.get("", summary="The runs, newest first")
+    async def runs() -> list[RunView]:
+        return await control.runs.runs()
+
+    @router.get("/{run_id}", summary="One run")
+    async def run(run_id: RunId) -> RunView:
+        return await control.runs.run(run_id)
+
+    @router.patch("/{run_id}", summary="Report a run's status, or add to its summary")
+    async def update(run_id: RunId, change: RunUpdate) -> RunView:
+        return await control.runs.update(run_id, change)
+
+
+def _reports(router: APIRouter, control: Control) -> None:
+    @router.post("/{run_id}/metrics", status_code=204, summary="Report the numbers of training steps")
+    async def add_metrics(run_id: RunId, points: list[MetricPoint]) -> None:
+        """A step that was reported before is merged with what it had, the later value of a name winning."""
+        await control.runs.add_metrics(run_id, points)
+
+    @router.get("/{run_id}/metrics", summary="The numbers of the training steps")
+    async def metrics(run_id: RunId, since_step: Annotated[int, Query(ge=0)] = 0) -> list[MetricPoint]:
+        return await control.runs.metrics(run_id, since_step)
+
+    @router.post("/{run_id}/episodes", status_code=204, summary="Book episodes in the ledger")
+    async def add_episodes(run_id: RunId, episodes: list[EpisodeRecord]) -> None:
+        """An id that was reported before is replaced, so a report may be sent again."""
+        await control.runs.add_episodes(run_id, episodes)
+
+    @router.get("/{run_id}/episodes", summary="A page of episodes, newest first, without turns")
+    async def episodes(
+        run_id: RunId,
+        phase: Literal["", "warm_start", "train", "eval"] = "",
+        outcome: Literal["", "completed", "truncated", "void", "cancelled"] = "",
+        ledger: LedgerState | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        offset: Annotated[int, Query(ge=0)] = 0,
+    ) -> EpisodePage:
+        return await control.runs.episodes(
+            run_id,
+            phase=phase,
+            outcome=outcome,
+            ledger=ledger.value if ledger else "",
+            limit=limit,
+            offset=offset,
+        )
+
+    @router.get("/{run_id}/episodes/{episode_id}", summary="One episode, turn by turn")
+    async def episode(run_id: RunId, episode_id: Annotated[str, Path(max_length=64)]) -> EpisodeRecord:
+        return await control.runs.episode(run_id, episode_id)
+
+    @router.get("/{run_id}/ledger", summary="How every dispatched episode ended")
+    async def ledger(run_id: RunId) -> LedgerView:
+        return await control.runs.ledger(run_id)

@@ -1,0 +1,247 @@
+"""The control plane as its one door, the API, sees it.
+
+It owns the loops of the janitor: leases that expired, leases whose sandbox is gone, history on its way to the store.
+Each looks at what is and acts; none depends on having been told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from rock.control.catalog import Catalog
+from rock.control.history import History
+from rock.control.leases import LeaseService
+from rock.control.runs import RunService
+from rock.domain.clock import Clock, MonotonicClock
+from rock.domain.errors import NotFound, RockError
+from rock.domain.sandbox import SandboxState
+from rock.store.database import Database
+from rock.store.fleet import FleetStore
+from rock.store.runs import RunStore
+from rock.wire.handle import NodeHandle
+from rock.wire.models import (
+    EnvView,
+    EventView,
+    ExecRequest,
+    ExecResult,
+    Health,
+    LogView,
+    NodeView,
+    SandboxView,
+    TaskList,
+)
+
+log = logging.getLogger(__name__)
+
+_PAST = frozenset({SandboxState.FAILED, SandboxState.GONE})
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    instance: str
+    pools: Mapping[str, int] = field(default_factory=dict)
+    """Environments whose pools are filled at the start, and how many ready sandboxes each keeps."""
+    expire_every_s: float = 1.0
+    reconcile_every_s: float = 3.0
+    trim_every_s: float = 600.0
+
+
+class Control:
+    def __init__(
+        self,
+        config: ControlConfig,
+        database: Database,
+        nodes: Sequence[NodeHandle],
+        catalog: Catalog,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._config = config
+        self._database = database
+        self._nodes = {node.name: node for node in nodes}
+        self._catalog = catalog
+        self._fleet_store = FleetStore(database)
+        self.history = History(self._fleet_store)
+        self.runs = RunService(RunStore(database), self.history)
+        self.leases = LeaseService(
+            self._nodes,
+            self._fleet_store,
+            self.history,
+            catalog,
+            pools=config.pools,
+            clock=clock or MonotonicClock(),
+            rng=rng or random.Random(),
+        )
+        self._began = time.monotonic()
+        self._loops: list[asyncio.Task[None]] = []
+        self.shutdown_requested = asyncio.Event()
+        self.keep_sandboxes = False
+        """Whether whoever asked for the shutdown wants the sandboxes kept for the next start."""
+
+    # --- beginning and end
+
+    async def open(self) -> None:
+        """Listen to the nodes, recover what was leased, start the loops, fill the pools asked for."""
+        for node in self._nodes.values():
+            node.on_change(self._sandbox_changed)
+            node.on_event(self.history.add_event)
+        await self.leases.recover()
+        known = [view.id for node in self._nodes.values() for view in await node.sandboxes()]
+        await self._fleet_store.close_unfinished_sandboxes(known, datetime.now(UTC))
+        for node in self._nodes.values():
+            self.history.add_event(EventView(at=datetime.now(UTC), kind="node.up", subject=node.name, node=node.name))
+        await self.leases.warm()
+        every = self._config
+        self._loops = [
+            asyncio.create_task(self.history.run()),
+            asyncio.create_task(self._every(every.expire_every_s, self._expire)),
+            asyncio.create_task(self._every(every.reconcile_every_s, self.leases.reconcile)),
+            asyncio.create_task(self._every(every.trim_every_s, self._fleet_store.trim)),
+        ]
+
+    async def _expire(self) -> None:
+        await self.leases.expire()
+        await self.leases.store_ended()
+
+    async def _every(self, interval_s: float, action: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await action()
+            except RockError as error:
+                log.warning("janitor: %s", error)
+
+    def _sandbox_changed(self, view: SandboxView) -> None:
+        self.leases.sandbox_changed(view)
+        self.history.add_sandbox(view)
+
+    def request_shutdown(self, *, keep_sandboxes: bool = False) -> None:
+        self.keep_sandboxes = keep_sandboxes
+        self.refuse_claims()
+        self.shutdown_requested.set()
+
+    def refuse_claims(self) -> None:
+        """Let nobody wait for a sandbox that will never come."""
+        for node in self._nodes.values():
+            node.refuse_claims()
+
+    async def close(self) -> None:
+        """End the loops and write down what waits. The nodes and the database are their owner's to close."""
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+
+    async def write_down(self) -> None:
+        """The last words, after the nodes are closed."""
+        try:
+            await self.leases.store_ended()
+            await self.history.flush()
+        except RockError as error:
+            log.error("the last of the history could not be stored: %s", error)
+
+    # --- looking
+
+    async def health(self) -> Health:
+        nodes = await self.nodes()
+        trouble = [f"node {node.name}: {node.detail}" for node in nodes if not node.healthy]
+        if self.history.trouble:
+            trouble.append(self.history.trouble)
+        return Health(
+            status="degraded" if trouble else "ok",
+            instance=self._config.instance,
+            version=_version(),
+            uptime_s=time.monotonic() - self._began,
+            pid=os.getpid(),
+            runtime=", ".join(sorted({node.runtime for node in nodes})),
+            database=self._database.kind,
+            detail="; ".join(trouble),
+        )
+
+    async def nodes(self) -> list[NodeView]:
+        return list(await asyncio.gather(*(node.view() for node in self._nodes.values())))
+
+    async def events(
+        self, *, limit: int = 100, kind: str = "", run_id: str = "", after: int | None = None
+    ) -> list[EventView]:
+        return await self.history.events(limit=limit, kind=kind, run_id=run_id, after=after)
+
+    # --- sandboxes
+
+    async def sandboxes(self, *, state: SandboxState | None = None, run_id: str = "") -> list[SandboxView]:
+        """The living ones; for ``failed`` and ``gone`` also those of the past, newest first (at most 500)."""
+        found = {view.id: view for node in self._nodes.values() for view in await node.sandboxes()}
+        if state in _PAST:
+            assert state is not None
+            past = await self.history.past_sandboxes(state, run_id)
+            found = {**{view.id: view for view in past}, **{i: v for i, v in found.items() if v.state is state}}
+            return [view for view in found.values() if not run_id or view.run_id == run_id]
+        return [
+            view
+            for view in found.values()
+            if (state is None or view.state is state) and (not run_id or view.run_id == run_id)
+        ]
+
+    async def sandbox(self, sandbox_id: str) -> SandboxView:
+        """Living or past."""
+        for node in self._nodes.values():
+            try:
+                return await node.sandbox(sandbox_id)
+            except NotFound:
+                continue
+        return await self.history.sandbox(sandbox_id)
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """End it and any lease on it. Idempotent for those that once were; NotFound for those that never were."""
+        view = await self.sandbox(sandbox_id)
+        if not await self.leases.release_sandbox(sandbox_id, reason="removed by request"):
+            node = self._nodes.get(view.node)
+            if node is not None:
+                await node.release(sandbox_id, reason="removed by request")
+
+    async def exec(self, sandbox_id: str, request: ExecRequest) -> ExecResult:
+        return await (await self._node_of(sandbox_id)).exec(sandbox_id, request)
+
+    async def logs(self, sandbox_id: str, lines: int) -> LogView:
+        try:
+            node = await self._node_of(sandbox_id)
+            return LogView(lines=tuple(await node.logs(sandbox_id, lines)))
+        except NotFound:
+            view = await self.history.sandbox(sandbox_id)
+            return LogView(lines=view.evidence.last_output[-lines:] if view.evidence else ())
+
+    async def _node_of(self, sandbox_id: str) -> NodeHandle:
+        for node in self._nodes.values():
+            try:
+                await node.sandbox(sandbox_id)
+            except NotFound:
+                continue
+            return node
+        raise NotFound(f"no living sandbox {sandbox_id!r}", hint="`rock ps` lists them.")
+
+    # --- environments
+
+    async def envs(self) -> list[EnvView]:
+        names = await asyncio.to_thread(self._catalog.names)
+        return [await asyncio.to_thread(self._catalog.view, name) for name in names]
+
+    async def env(self, name: str) -> EnvView:
+        return await asyncio.to_thread(self._catalog.view, name)
+
+    async def tasks(self, name: str, split: str) -> TaskList:
+        return TaskList(env=name, split=split, tasks=tuple(await asyncio.to_thread(self._catalog.tasks, name, split)))
+
+
+def _version() -> str:
+    try:
+        return version("rock-roll")
+    except PackageNotFoundError:
+        return "0"

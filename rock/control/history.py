@@ -1,0 +1,90 @@
+"""Events and the sandboxes' last views on their way to the store: gathered here, written in batches off the hot path.
+
+Invariants: adding never waits and never fails; what could not be written is kept and tried again, the oldest dropped
+only when more than ``MAX_WAITING`` wait (and that is said); readers see what is still waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+
+from rock.domain.errors import NotFound, StorageError
+from rock.domain.sandbox import SandboxState
+from rock.store.fleet import FleetStore
+from rock.wire.models import EventView, SandboxView
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 20_000
+_FLUSH_EVERY_S = 0.25
+_BATCH = 1000
+
+
+class History:
+    def __init__(self, store: FleetStore) -> None:
+        self._store = store
+        self._events: deque[EventView] = deque(maxlen=MAX_WAITING)
+        self._views: dict[str, SandboxView] = {}
+        self._lock = asyncio.Lock()
+        self.trouble = ""
+        """Why nothing can be stored at present; empty when all is well."""
+
+    def add_event(self, event: EventView) -> None:
+        self._events.append(event)
+        log.info("event=%s subject=%s detail=%r", event.kind, event.subject, event.detail)
+
+    def add_sandbox(self, view: SandboxView) -> None:
+        """Only the last view of a sandbox is kept, so a busy fleet costs one row per sandbox and flush."""
+        self._views[view.id] = view
+        if len(self._views) > MAX_WAITING:
+            self._views.pop(next(iter(self._views)))
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_EVERY_S)
+            with suppress(StorageError):
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Write what waits. Raises StorageError; then everything still waits."""
+        async with self._lock:
+            try:
+                while self._events:
+                    batch = [self._events[i] for i in range(min(_BATCH, len(self._events)))]
+                    await self._store.add_events(batch)
+                    for event in batch:
+                        if self._events and self._events[0] is event:
+                            self._events.popleft()
+                if self._views:
+                    views = list(self._views.values())[:_BATCH]
+                    await self._store.save_sandboxes(views)
+                    for view in views:
+                        if self._views.get(view.id) is view:
+                            del self._views[view.id]
+            except StorageError as error:
+                if not self.trouble:
+                    log.error("history cannot be stored: %s", error)
+                self.trouble = str(error)
+                raise
+            self.trouble = ""
+
+    # --- reading
+
+    async def events(self, *, limit: int, kind: str, run_id: str, after: int | None) -> list[EventView]:
+        with suppress(StorageError):
+            await self.flush()
+        return await self._store.events(limit=limit, kind=kind, run_id=run_id, after=after)
+
+    async def sandbox(self, sandbox_id: str) -> SandboxView:
+        view = self._views.get(sandbox_id) or await self._store.sandbox(sandbox_id)
+        if view is None:
+            raise NotFound(f"no sandbox {sandbox_id!r}", hint="`rock ps` lists the living ones.")
+        return view
+
+    async def past_sandboxes(self, state: SandboxState, run_id: str) -> list[SandboxView]:
+        with suppress(StorageError):
+            await self.flush()
+        return await self._store.past_sandboxes(state=state, run_id=run_id)
