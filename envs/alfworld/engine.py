@@ -12,11 +12,23 @@ agent stands (most commands are ``go to …``) is remembered per place.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 from envs.alfworld.facts import Atom, Fact, Facts, Query, Relation, fork
-from envs.alfworld.grammar import CommandText, Context, Each, Entity, Grammar, GrammarError, parse_grammar
+from envs.alfworld.grammar import (
+    CommandText,
+    Context,
+    Each,
+    Entity,
+    Grammar,
+    GrammarError,
+    Node,
+    Text,
+    Value,
+    parse_grammar,
+)
 from envs.alfworld.names import display_names
 from envs.alfworld.pddl import (
     ROOT_TYPE,
@@ -56,7 +68,7 @@ class _Schema:
     effects: tuple[tuple[Atom, tuple[Atom, ...]], ...]
     fluents: tuple[str, ...]  # the changing predicates that decide which actions apply
     may_do_nothing: bool
-    fixed_command: bool  # whether the command's text is the same in every state
+    named: tuple[int, ...] | None  # the parameters that decide the command's text; None: the state does too
 
 
 class Game:
@@ -76,7 +88,7 @@ class Game:
         self.fluents = tuple(sorted(n for n in self.facts if n.removeprefix(_NEGATED) in self._changing))
         self.schemas = tuple(self._schema(action) for action in parsed.actions)
         self._goal = [self._query(c, ()) for c in start.goal]
-        self._commands: dict[tuple[int, tuple[int, ...]], Action] = {}
+        self._commands: dict[tuple[int, ...], str] = {}
         self._applicable: dict[tuple[int, tuple[Fact, ...]], dict[str, Action]] = {}
 
     # --- building ---------------------------------------------------------------------------------------------------
@@ -130,7 +142,9 @@ class Game:
             raise GrammarError(f"The grammar has no text for the domain's action {action.name!r}.")
         slots = {name: i for i, (name, _) in enumerate(action.parameters)}
         asked = {lit.predicate for c in action.preconditions for lit in c.literals}
-        template_asks = {p.predicate for node in text.template if isinstance(node, Each) for p in node.query}
+        template_asks = {
+            p.predicate.removeprefix(_NEGATED) for node in text.template if isinstance(node, Each) for p in node.query
+        }
         return _Schema(
             source=action,
             text=text,
@@ -147,7 +161,7 @@ class Game:
             ),
             fluents=tuple(sorted(asked & self._changing)),
             may_do_nothing=_may_do_nothing(action),
-            fixed_command=not any(name.removeprefix(_NEGATED) in self._changing for name in template_asks),
+            named=None if template_asks & self._changing else _named(text.template, action),
         )
 
     # --- playing ----------------------------------------------------------------------------------------------------
@@ -180,18 +194,30 @@ class Game:
             for binding in query.solve(facts, [0] * query.size):
                 if not (schema.may_do_nothing and _does_nothing(schema, atoms, binding)):
                     bindings[tuple(binding[:count])] = None
-        actions = [self._action(number, schema, args, facts) for args in bindings]
+        actions = [Action(number, args, self._command(number, schema, args, facts)) for args in bindings]
         return {action.command: action for action in actions}
 
-    def _action(self, number: int, schema: _Schema, args: tuple[int, ...], facts: Facts) -> Action:
-        key = (number, args)
-        action = self._commands.get(key)
-        if action is None:
+    def _command(self, number: int, schema: _Schema, args: tuple[int, ...], facts: Facts) -> str:
+        key = None if schema.named is None else (number, *[args[i] for i in schema.named])
+        command = self._commands.get(key) if key else None
+        if command is None:
             context: Context = dict(zip(schema.keys, args, strict=True))
-            action = Action(number, args, self.grammar.render(schema.text.template, context, facts, self))
-            if schema.fixed_command:
-                self._commands[key] = action
-        return action
+            command = self.grammar.render(schema.text.template, context, facts, self)
+            if key:
+                self._commands[key] = command
+        return command
+
+
+def _named(template: tuple[Node, ...], action: ActionSchema) -> tuple[int, ...] | None:
+    """The parameters a command template speaks of (``go to {r}`` is the same from wherever one starts); None: any."""
+    words: set[str] = set()
+    for node in template:
+        if isinstance(node, Each) and isinstance(node.expression, Value):
+            words.update(re.findall(r"\w+", node.expression.source))
+            words.update(key.split(":")[0] for p in node.query for key in p.args)
+        elif not isinstance(node, Text):
+            return None
+    return tuple(i for i, (name, _) in enumerate(action.parameters) if name.strip("?") in words)
 
 
 def _may_do_nothing(action: ActionSchema) -> bool:

@@ -44,7 +44,7 @@ class AlfworldEnv(Env):
         engine, max_steps = options.get("engine", "fast"), options.get("max_steps", MAX_STEPS)
         if engine not in ENGINES:
             raise ValueError(f"Unknown engine {engine!r}; expected one of {', '.join(ENGINES)}.")
-        if not isinstance(max_steps, int) or max_steps < 1:
+        if type(max_steps) is not int or max_steps < 1:
             raise ValueError(f"max_steps is {max_steps!r}; expected a whole number from 1.")
         texts, game = self._load(task)
         if engine == "textworld":

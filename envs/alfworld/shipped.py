@@ -56,7 +56,8 @@ def _stand_in_for_jericho() -> None:
     if "jericho" in sys.modules or importlib.util.find_spec("jericho") is not None:
         return
     module = types.ModuleType("jericho")
-    module.UnsupportedGameWarning = UserWarning  # type: ignore[attr-defined]
+    for name in ("UnsupportedGameWarning", "TruncatedInputActionWarning"):  # read when TextWorld is imported
+        setattr(module, name, UserWarning)
     sys.modules["jericho"] = module
 
 

@@ -48,8 +48,8 @@ class Store:
     def spec(self, task: str) -> GameSpec:
         """The generated game named ``task``."""
         split, _, number = task.partition("/")
-        if split not in SPLITS or not number.isdecimal():
-            wanted = ", ".join(f"{name}/<number>" for name in SPLITS)
+        if split not in SPLITS or not number.isdecimal() or task != task_name(split, int(number)):
+            wanted = ", ".join(f"{name}/<{digits} digits>" for name, digits in SPLITS.items())
             raise KeyError(f"Unknown task {task!r}; expected {wanted} or {OFFICIAL}/<split>/<game>/<trial>.")
         lines = self._split(split)
         if int(number) >= len(lines):
