@@ -74,8 +74,12 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Value:
-    evaluate: Callable[[dict[str, Entity]], object]
+    """An expression; compiled when first used, since a game may carry malformed ones that no rule reaches."""
+
     source: str
+
+    def evaluate(self, names: dict[str, Entity]) -> object:
+        return _expression(self.source)(names)
 
 
 @dataclass(frozen=True)
@@ -290,12 +294,16 @@ class _Reader:
         return nodes
 
     def _skip(self) -> None:
+        """What may stand between symbols: comments and white space at the start of a line, tabs anywhere."""
         start = -1
         while start != self.at:
             start = self.at
-            for pattern in (_TABS, _LINE_START):
-                match = pattern.match(self.text, self.at)
-                self.at = match.end() if match else self.at
+            while (match := _LINE_START.match(self.text, self.at)) is not None:
+                self.at = match.end()
+                if not match[1]:
+                    break
+            if (match := _TABS.match(self.text, self.at)) is not None:
+                self.at = match.end()
 
     def _token(self, token: str) -> bool:
         self._skip()
@@ -354,7 +362,7 @@ class _Reader:
     def _value(self) -> Value | None:
         self._skip()
         source = self._pattern(_STATEMENT)
-        return None if source is None else Value(_expression(source), source)
+        return None if source is None else Value(source)
 
     def _terminal(self) -> Text:
         self._skip()
@@ -379,6 +387,7 @@ def _query(text: str) -> tuple[Pattern, ...]:
     return tuple(patterns)
 
 
+@lru_cache(maxsize=1024)
 def _expression(source: str) -> Callable[[dict[str, Entity]], object]:
     """A template's expression: attributes of variables, strings, ``+`` and ``or``. Nothing else is ever evaluated."""
     try:

@@ -157,7 +157,7 @@ _PIECES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=st.lists(_PIECES, min_size=1, max_size=6).map("".join))
 def test_templates_are_read_as_textworld_reads_them(text: str) -> None:
     from tatsu.exceptions import ParseException
