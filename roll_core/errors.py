@@ -21,3 +21,11 @@ class EngineDead(RollError):
 
 class NoProgress(RollError):
     """A wait exceeded its deadline. The text names the wait and the state of everything that could have ended it."""
+
+
+class PlatformOutage(RollError):
+    """The platform was away, or lost every episode, for longer than the recipe tolerates."""
+
+
+class RunStopped(RollError):
+    """A run ended early. The text says why, where its last checkpoint is, and how to continue."""

@@ -34,6 +34,8 @@ class MachineSettings:
     order: Order = "opened"
     filter_zero_variance: bool = True
     max_voids_per_group: int = 32
+    last_version: int | None = None
+    """No batch is trained at this version or later, so nothing is started for one."""
     seed: int = 0
     id_prefix: str = "ep-"
 
@@ -90,9 +92,13 @@ class RolloutMachine:
     def next_start(self) -> EpisodeSpec | None:
         """Admit and dispatch the next episode, or None if none may start now."""
         found = self.groups.first_open_place()
+        ahead = self._batches_ahead(found[0].index if found else self._next_group)
+        last = self.settings.last_version
+        if last is not None and self.next_version + ahead >= last:
+            return None
         if not self.admission.may_start(
             held=self.held,
-            batches_ahead=self._batches_ahead(found[0].index if found else self._next_group),
+            batches_ahead=ahead,
             engine_version=self.engine_version,
             next_version=self.next_version,
         ):

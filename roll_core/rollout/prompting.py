@@ -87,14 +87,14 @@ class TranscriptPrompter:
     """Observation, line break, ``> ``, action, line break, observation… The break after an action is sampled: it ends
     the turn."""
 
-    stop = ("\n",)
+    stop: tuple[str, ...] = ("\n",)
 
     def __init__(self, tokenizer: Tokenizer, rules: TextRules) -> None:
         self._tokenizer = tokenizer
         self._rules = rules
         newline = tokenizer.encode("\n")
         # Where a tokenizer has no line break of its own the stop string does the work.
-        self.stop_token_ids = (newline[0],) if len(newline) == 1 else ()
+        self.stop_token_ids: tuple[int, ...] = (newline[0],) if len(newline) == 1 else ()
 
     def opening(self, observation: Any, info: Mapping[str, Any]) -> list[int]:
         return self._tokenizer.encode(transcript_text(observation, self._rules))
@@ -140,7 +140,7 @@ class ChatPrompter:
         self._end_token = end_token
         self._rules = rules
         self._show_admissible = show_admissible
-        self.stop_token_ids = (tokenizer.id_of(end_token),)
+        self.stop_token_ids: tuple[int, ...] = (tokenizer.id_of(end_token),)
         user = {"role": "user", "content": _USER}
         start = [{"role": "system", "content": system}] if system else []
         self._first = template.render([*start, user], add_generation_prompt=True)

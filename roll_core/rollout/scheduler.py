@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from rock.domain.outcome import LedgerState, Truncated, Void, VoidCause
-from roll_core.errors import RollError
+from roll_core.errors import PlatformOutage
 from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.episode import Episode, Player
 from roll_core.rollout.machine import RolloutMachine
@@ -23,10 +23,6 @@ from roll_core.types import Group, Trajectory
 
 OUTSIDE_CAUSES = frozenset(set(VoidCause) - {VoidCause.ENVIRONMENT_ERROR})
 """Voids that may mean the platform is down. A task whose own code fails says nothing about the platform."""
-
-
-class PlatformOutage(RollError):
-    """Nothing but losses for longer than the recipe tolerates."""
 
 
 class Slots:
@@ -74,13 +70,16 @@ class Scheduler:
         *,
         outage_s: float,
         on_booked: Callable[[Booking], None],
+        on_ended: Callable[[Trajectory], None] = lambda trajectory: None,
     ) -> None:
+        """``on_booked``: an episode reached its account. ``on_ended``: one was played to its end, or lost."""
         self.machine = machine
         self._player = player
         self._slots = slots
         self._guard = guard
         self._outage_s = outage_s
         self._on_booked = on_booked
+        self._on_ended = on_ended
         self._running: dict[str, tuple[Episode, asyncio.Task[Trajectory]]] = {}
         self._paused = True
         self._timer: asyncio.TimerHandle | None = None
@@ -167,7 +166,9 @@ class Scheduler:
         del self._running[episode.spec.id]
         self._slots.release()
         trajectory = self._result(episode, task)
-        note_outcome(self._guard, trajectory)
+        if not self.machine.is_closing(trajectory.id):
+            note_outcome(self._guard, trajectory)
+            self._on_ended(trajectory)
         self.carry_out(self.machine.finished(trajectory))
         self._changed.set()
         self._fill()

@@ -1,0 +1,321 @@
+"""What a recipe can say. Every field is documented here and read somewhere; ``docs/recipes.md`` is made from this file.
+
+Invariants: frozen; unknown keys are errors; values are not coerced (``"3"`` is not 3); what contradicts itself is
+refused here, before anything is started.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Env(Section):
+    """The environment and its tasks."""
+
+    name: str
+    """Name of a built environment; `rock env list` shows them."""
+    train_split: str = "train"
+    """Split of the tasks to train on (and to demonstrate)."""
+    eval_split: str = "test"
+    """Split of the held-out tasks to evaluate on."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the environment's `reset` as they are."""
+
+
+class Platform(Section):
+    """Where episodes are played."""
+
+    mode: Literal["rock", "local"] = "rock"
+    """`rock`: in sandboxes of a platform. `local`: in processes of this machine, without isolation or recovery, to tune
+    a recipe offline."""
+    url: str = ""
+    """Address of the platform. Empty: `ROCK_URL`, else the one that runs here, else one started for the run."""
+    runtime: str = "auto"
+    """Runtime of a platform started for the run: `auto`, `docker` or `bubblewrap`."""
+    wait_s: Seconds = 120.0
+    """How long an episode waits for a sandbox."""
+    ttl_s: Seconds = 60.0
+    """A sandbox is taken back this long after the trainer fell silent."""
+    outage_s: Seconds = 300.0
+    """The run stops (to be resumed) when no episode could be played, or nothing be reported, for this long."""
+    local_entry: str = ""
+    """`local` only: class of the environment as `module:Class`."""
+    local_bundle: str = ""
+    """`local` only: directory with `tasks.json` and `data/`, as the environment's `prepare` writes it."""
+    local_workers: Natural = 0
+    """`local` only: processes that play; 0 plays in a thread of the trainer."""
+
+
+class Model(Section):
+    """The policy's network."""
+
+    source: Literal["new", "checkpoint"] = "new"
+    """`new`: Qwen3-shaped with random weights and the sizes below. `checkpoint`: loaded from `path`."""
+    path: str = ""
+    """Directory of a Hugging Face checkpoint (Qwen3 or Qwen2), or its name on the Hub."""
+    hidden: Positive = 128
+    """Width of the residual stream."""
+    layers: Positive = 4
+    """Number of blocks."""
+    heads: Positive = 4
+    """Query heads."""
+    kv_heads: Positive = 2
+    """Key and value heads; divides `heads`."""
+    head_dim: Positive = 32
+    """Width of a head; even."""
+    intermediate: Positive = 384
+    """Width of the feed-forward layer."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    """Base of the rotary embedding."""
+    max_context: Positive = 2048
+    """Longest sequence in tokens, an episode's prompt and answers together; episodes are truncated there."""
+
+
+class Tokenizer(Section):
+    """From text to tokens."""
+
+    source: Literal["train", "checkpoint"] = "train"
+    """`train`: byte-level BPE trained on the demonstrations' text. `checkpoint`: the one beside the model."""
+    vocab_size: Annotated[int, Field(ge=257)] = 1024
+    """`train` only: upper bound of the vocabulary."""
+
+
+class Prompt(Section):
+    """How observations become a prompt and an answer becomes an action."""
+
+    format: Literal["transcript", "chat"] = "transcript"
+    """`transcript`: the bare text of the game, `> ` before an action. `chat`: the checkpoint's chat template."""
+    system: str = ""
+    """`chat` only: the system prompt."""
+    show_admissible: bool = True
+    """`chat` only: list the admissible commands after each observation."""
+    end_token: str = "<|im_end|>"
+    """`chat` only: the special token that ends an answer."""
+    rules: tuple[tuple[str, str], ...] = ()
+    """Rewrites of observations, in order: pairs of a regular expression and its replacement."""
+
+    @field_validator("rules")
+    @classmethod
+    def _patterns_compile(cls, rules: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for pattern, _ in rules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return rules
+
+
+class Engine(Section):
+    """What samples."""
+
+    kind: Literal["torch"] = "torch"
+    """`torch`: embedded, continuous batching, on the CPU or one GPU."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`…"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of sampling. On CPUs `float32` is the faster one."""
+    slots: Positive = 16
+    """Sequences whose KV cache is held at once. Fewer than `rollout.concurrency` costs recomputation."""
+    prefill_tokens: Positive = 512
+    """Prompt tokens read per pass, beside the sequences that decode."""
+
+
+class Learner(Section):
+    """What trains."""
+
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`…"""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate of reinforcement learning."""
+    warmup_updates: Natural = 0
+    """Updates over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay, on matrices only."""
+    beta1: Share = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: Share = 0.95
+    """AdamW's decay of the second moment."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Norm to which the gradient is clipped."""
+    updates_per_batch: Positive = 1
+    """Optimizer updates in one pass over a batch."""
+    epochs: Positive = 1
+    """Passes over a batch."""
+    micro_batch_tokens: Positive = 8192
+    """Tokens, padding included, in one forward and backward pass. Changes memory, not the result."""
+
+
+class Algorithm(Section):
+    """Credit and loss. What is left at `null` is the loss's own default."""
+
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
+    """`grpo`: (R − mean)/std in the group. `dr_grpo`: R − mean. `rloo`: R − mean of the others. `reinforce_pp`:
+    whitened over the batch."""
+    loss: Literal["ppo", "grpo", "dapo", "dr_grpo", "decoupled_ppo", "tis", "cispo", "topr"] = "dapo"
+    """Policy loss; the docstrings of `roll_core/algorithms/policy_losses.py` say what each does."""
+    clip_low: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """The ratio is clipped below at 1 − this."""
+    clip_high: Annotated[float, Field(ge=0)] | None = None
+    """The ratio is clipped above at 1 + this."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound of the loss where the advantage is negative."""
+    cap: Annotated[float, Field(gt=0)] | None = None
+    """Upper bound of an importance weight."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "constant-length"] | None = None
+    """How the tokens' losses become one number."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence from the policy that reinforcement learning began with."""
+    filter_zero_variance: bool = True
+    """Leave out groups whose rewards are all equal, and play others in their place."""
+
+
+class Rollout(Section):
+    """How many episodes, how fresh, how long."""
+
+    concurrency: Positive = 16
+    """Episodes played at once: the number of sandboxes."""
+    group_size: Positive = 8
+    """Episodes of one task that are compared with each other (G)."""
+    groups_per_batch: Positive = 8
+    """Groups in one learner step. N = groups_per_batch × group_size samples."""
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Asynchronous ratio: a batch trained at version n holds only episodes initiated by version ≥ n − alpha, and at
+    most (1 + alpha)·N are in the buffer and in flight. 0 is synchronous training."""
+    order: Literal["opened", "finished"] = "opened"
+    """`opened`: batches in the order of starting, nothing becomes stale. `finished`: the first groups to finish."""
+    extra_members: Natural = 0
+    """Redundant members of each group; the first `group_size` to finish count, the others are cancelled."""
+    extra_groups: Natural = 0
+    """Redundant groups of each batch; only with `order: finished`."""
+    max_voids_per_group: Positive = 32
+    """Lost episodes of one group after which its task is given up."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling in training."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus of sampling in training."""
+    max_turns: Positive = 50
+    """Turns after which an episode is truncated."""
+    max_tokens_per_turn: Positive = 32
+    """Tokens after which an answer is cut."""
+    reset_s: Seconds = 60.0
+    """Deadline of the environment's reset."""
+    step_s: Seconds = 30.0
+    """Deadline of one step of the environment."""
+    generate_s: Seconds = 300.0
+    """Deadline of one answer of the engine; beyond it the run stops."""
+    episode_s: Seconds = 1800.0
+    """Deadline of a whole episode, which is void beyond it."""
+
+
+class WarmStart(Section):
+    """Imitation of demonstrations before reinforcement learning."""
+
+    demonstrations: Natural = 0
+    """Tasks of the training split to demonstrate; 0 leaves the warm start out."""
+    method: str = "expert_plan"
+    """The environment's call that returns a list of actions solving the present task."""
+    epochs: Natural = 4
+    """Passes over the demonstrations."""
+    batch_size: Positive = 16
+    """Demonstrations in one step."""
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate; it falls to a tenth along a cosine."""
+    plan_s: Seconds = 60.0
+    """Deadline of one plan. A task whose plan takes longer is left out."""
+
+
+class Evaluation(Section):
+    """Success rate on held-out tasks."""
+
+    tasks: Natural = 200
+    """Number of episodes; tasks repeat, with other seeds, if the split has fewer. 0 leaves evaluation out."""
+    every_steps: Natural = 0
+    """Also evaluate every so many steps; 0: only before and after reinforcement learning."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of sampling; 0 is greedy."""
+    seed: int = 12345
+    """Fixes tasks and seeds, so that evaluations can be compared."""
+
+
+class Training(Section):
+    """The loop."""
+
+    steps: Natural = 100
+    """Learner steps."""
+    time_budget_s: Annotated[float, Field(ge=0)] = 0.0
+    """Stop early after so many seconds of reinforcement learning, then evaluate; 0: no limit."""
+    seed: int = 0
+    """Fixes weights, order of tasks and sampling."""
+    threads: Natural = 0
+    """Threads of torch; 0 leaves torch's own choice."""
+    batch_deadline_s: Seconds = 1800.0
+    """The run stops when no batch became ready for this long."""
+    step_deadline_s: Seconds = 1800.0
+    """The run stops when a learner step or a publication of weights takes longer."""
+
+
+class Checkpoint(Section):
+    """What survives the process."""
+
+    directory: str = ""
+    """Where runs are kept, each in a folder of its own. Empty: `$ROCK_HOME/runs`."""
+    every_steps: Positive = 10
+    """Steps between checkpoints. The last step is always kept."""
+    keep: Positive = 2
+    """Number of checkpoints kept."""
+
+
+class Recipe(Section):
+    """A run, complete."""
+
+    name: str
+    """Name of the run, for people."""
+    env: Env
+    platform: Platform = Platform()
+    model: Model = Model()
+    tokenizer: Tokenizer = Tokenizer()
+    prompt: Prompt = Prompt()
+    engine: Engine = Engine()
+    learner: Learner = Learner()
+    algorithm: Algorithm = Algorithm()
+    rollout: Rollout = Rollout()
+    warm_start: WarmStart = WarmStart()
+    evaluation: Evaluation = Evaluation()
+    training: Training = Training()
+    checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.model.source == "checkpoint" and not self.model.path:
+            raise ValueError("model.source is 'checkpoint', so model.path must name one")
+        if self.model.source == "new" and self.tokenizer.source == "checkpoint":
+            raise ValueError("tokenizer.source is 'checkpoint' but model.source is 'new': there is no checkpoint")
+        if self.tokenizer.source == "train" and not self.warm_start.demonstrations:
+            raise ValueError("tokenizer.source 'train' needs text: set warm_start.demonstrations")
+        if self.model.heads % self.model.kv_heads:
+            raise ValueError(f"model.heads={self.model.heads} is no multiple of model.kv_heads={self.model.kv_heads}")
+        if self.prompt.format == "chat" and self.tokenizer.source != "checkpoint":
+            raise ValueError("prompt.format 'chat' needs tokenizer.source 'checkpoint'")
+        if self.platform.mode == "local" and not self.platform.local_entry:
+            raise ValueError("platform.mode 'local' needs platform.local_entry")
+        if self.rollout.extra_groups and self.rollout.order == "opened":
+            raise ValueError(
+                "rollout.extra_groups needs rollout.order 'finished': in the order of opening all are kept"
+            )
+        if self.rollout.group_size + self.rollout.extra_members < 2:
+            raise ValueError("rollout.group_size must be at least 2: advantages are relative to the group")
+        return self

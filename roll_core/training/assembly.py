@@ -1,0 +1,207 @@
+"""From a recipe to the parts it names. The only place that knows which class implements what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from roll_core.config import Recipe
+from roll_core.engines.base import Engine, SamplingParams
+from roll_core.engines.torch_engine import TorchEngine
+from roll_core.errors import RecipeError
+from roll_core.learners.base import Learner
+from roll_core.learners.config import LearnerConfig
+from roll_core.learners.torch_learner import TorchLearner
+from roll_core.models import CausalLM, ChatTemplate, ModelConfig, Tokenizer, load_hf, train_tokenizer
+from roll_core.rollout.episode import EpisodeLimits, Player
+from roll_core.rollout.machine import MachineSettings, RolloutMachine
+from roll_core.rollout.prompting import (
+    ChatPrompter,
+    Prompter,
+    TextRules,
+    TranscriptPrompter,
+    transcript_action,
+    transcript_text,
+)
+from roll_core.rollout.sessions import LocalSessions, SessionFactory
+from roll_core.rollout.tasks import TaskQueue
+from roll_core.training.demonstrations import Demonstration, DemoSettings
+from roll_core.types import Weights
+
+_CLOSE_MARGIN_S = 30.0
+
+
+def checkpoint_folder(recipe: Recipe) -> Path:
+    """The directory of the recipe's checkpoint, fetched from the Hub if it is a name there."""
+    path = Path(recipe.model.path).expanduser()
+    if path.is_dir():
+        return path
+    if recipe.model.path.count("/") == 1 and not recipe.model.path.startswith(("/", ".", "~")):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            return Path(snapshot_download(recipe.model.path, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        except (HfHubHTTPError, OSError) as error:
+            raise RecipeError(
+                f"model.path {recipe.model.path!r} is no directory, nor to be had from the Hub: {error}"
+            ) from error
+    raise RecipeError(f"model.path {recipe.model.path!r} is neither a directory nor a name on the Hub.")
+
+
+def make_tokenizer(recipe: Recipe, demonstrations: Sequence[Demonstration]) -> Tokenizer:
+    if recipe.tokenizer.source == "checkpoint":
+        return Tokenizer.load(checkpoint_folder(recipe))
+    rules = TextRules(recipe.prompt.rules)
+    texts = (
+        transcript_text(step.observation, rules) + transcript_action(step.action)
+        for demonstration in demonstrations
+        for step in demonstration.steps
+    )
+    return train_tokenizer(texts, recipe.tokenizer.vocab_size)
+
+
+def make_prompter(recipe: Recipe, tokenizer: Tokenizer) -> Prompter:
+    prompt = recipe.prompt
+    rules = TextRules(prompt.rules)
+    if prompt.format == "transcript":
+        return TranscriptPrompter(tokenizer, rules)
+    return ChatPrompter(
+        tokenizer,
+        ChatTemplate.load(checkpoint_folder(recipe)),
+        end_token=prompt.end_token,
+        system=prompt.system,
+        rules=rules,
+        show_admissible=prompt.show_admissible,
+    )
+
+
+def make_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
+    model = recipe.model
+    if model.source == "checkpoint":
+        return load_hf(checkpoint_folder(recipe), dtype=torch.float32)
+    config = ModelConfig(
+        vocab=tokenizer.vocab_size,
+        hidden=model.hidden,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        intermediate=model.intermediate,
+        rope_theta=model.rope_theta,
+        max_context=model.max_context,
+    )
+    return CausalLM(config, seed=recipe.training.seed)
+
+
+def learner_config(recipe: Recipe) -> LearnerConfig:
+    learner, algorithm = recipe.learner, recipe.algorithm
+    return LearnerConfig(
+        lr=learner.lr,
+        betas=(learner.beta1, learner.beta2),
+        weight_decay=learner.weight_decay,
+        max_grad_norm=learner.max_grad_norm,
+        warmup_updates=learner.warmup_updates,
+        updates_per_batch=learner.updates_per_batch,
+        epochs=learner.epochs,
+        micro_batch_tokens=learner.micro_batch_tokens,
+        loss=algorithm.loss,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip,
+        cap=algorithm.cap,
+        aggregation=algorithm.aggregation,
+        entropy_coef=algorithm.entropy_coef,
+        kl_coef=algorithm.kl_coef,
+        temperature=recipe.rollout.temperature,
+        seed=recipe.training.seed,
+    )
+
+
+def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
+    return TorchLearner(model, learner_config(recipe), device=recipe.learner.device)
+
+
+def make_engine(recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer: Tokenizer) -> Engine:
+    engine = recipe.engine
+    makers = {"torch": TorchEngine}
+    return makers[engine.kind](
+        config,
+        weights,
+        tokenizer=tokenizer,
+        slots=engine.slots,
+        max_context=recipe.model.max_context,
+        prefill_tokens=engine.prefill_tokens,
+        threads=recipe.training.threads or None,
+        device=engine.device,
+        dtype=getattr(torch, engine.dtype),
+        seed=recipe.training.seed,
+    )
+
+
+def make_machine(recipe: Recipe, tasks: Sequence[str], id_prefix: str) -> RolloutMachine:
+    rollout = recipe.rollout
+    settings = MachineSettings(
+        alpha=rollout.alpha,
+        group_size=rollout.group_size,
+        groups_per_batch=rollout.groups_per_batch,
+        extra_members=rollout.extra_members,
+        extra_groups=rollout.extra_groups,
+        order=rollout.order,
+        filter_zero_variance=recipe.algorithm.filter_zero_variance,
+        max_voids_per_group=rollout.max_voids_per_group,
+        last_version=recipe.training.steps,
+        seed=recipe.training.seed,
+        id_prefix=id_prefix,
+    )
+    return RolloutMachine(settings, TaskQueue(tasks, recipe.training.seed))
+
+
+def make_player(recipe: Recipe, sessions: SessionFactory, engine: Engine, prompter: Prompter) -> Player:
+    rollout = recipe.rollout
+    sampling = SamplingParams(
+        max_tokens=rollout.max_tokens_per_turn,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        stop_token_ids=prompter.stop_token_ids,
+        # A stop token does the same and costs no decoding.
+        stop=() if prompter.stop_token_ids else prompter.stop,
+    )
+    limits = EpisodeLimits(
+        max_turns=rollout.max_turns,
+        max_tokens_per_turn=rollout.max_tokens_per_turn,
+        max_context_tokens=recipe.model.max_context,
+        open_s=recipe.platform.wait_s + _CLOSE_MARGIN_S,
+        reset_s=rollout.reset_s + _CLOSE_MARGIN_S,
+        step_s=rollout.step_s + _CLOSE_MARGIN_S,
+        generate_s=rollout.generate_s,
+        episode_s=rollout.episode_s,
+    )
+    return Player(recipe.env.name, recipe.env.options, sessions, engine, prompter, sampling, limits)
+
+
+def make_local_sessions(recipe: Recipe) -> LocalSessions:
+    platform = recipe.platform
+    bundle = Path(platform.local_bundle).expanduser() if platform.local_bundle else None
+    if bundle is not None and not (bundle / "tasks.json").is_file():
+        raise RecipeError(
+            f"platform.local_bundle {str(bundle)!r} has no tasks.json; the environment's prepare writes it."
+        )
+    return LocalSessions(platform.local_entry, bundle=bundle, workers=platform.local_workers)
+
+
+def demo_settings(recipe: Recipe) -> DemoSettings:
+    return DemoSettings(
+        env=recipe.env.name,
+        env_options=recipe.env.options,
+        method=recipe.warm_start.method,
+        max_steps=recipe.rollout.max_turns,
+        keep_admissible=recipe.prompt.format == "chat" and recipe.prompt.show_admissible,
+        open_s=recipe.platform.wait_s,
+        reset_s=recipe.rollout.reset_s,
+        step_s=recipe.rollout.step_s,
+        plan_s=recipe.warm_start.plan_s,
+        outage_s=recipe.platform.outage_s,
+    )

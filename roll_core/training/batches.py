@@ -1,0 +1,38 @@
+"""Groups to a :class:`TrainBatch`: padded on the right, only sampled tokens in the mask, advantages per token.
+
+Shape legend: B trajectories, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from roll_core.algorithms import ADVANTAGES, spread
+from roll_core.rollout.groups import reward_of
+from roll_core.types import Group, TrainBatch
+
+
+def make_batch(groups: Sequence[Group], advantage: str, *, pad_id: int = 0) -> TrainBatch:
+    """Raises ValueError if a void trajectory is among them: it has no reward to learn from."""
+    rows = [m for g in groups for m in g.members]
+    rewards_B = torch.tensor([reward_of(m) for m in rows], dtype=torch.float32)
+    group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.members])
+    width = max(len(m.token_ids()) for m in rows)
+
+    def padded(values: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([[*v, *[fill] * (width - len(v))] for v in values], dtype=dtype)
+
+    mask_BT = padded([m.response_mask() for m in rows], 0, torch.float32)
+    return TrainBatch(
+        tokens_BT=padded([m.token_ids() for m in rows], pad_id, torch.int64),
+        mask_BT=mask_BT,
+        attention_BT=padded([[1.0] * len(m.token_ids()) for m in rows], 0, torch.float32),
+        behaviour_logprobs_BT=padded([m.logprobs() for m in rows], 0.0, torch.float32),
+        advantages_BT=spread(ADVANTAGES[advantage](rewards_B, group_B), mask_BT),
+        versions_BT=padded([m.versions() for m in rows], -1, torch.int64),
+        rewards_B=rewards_B,
+        group_B=group_B,
+        trajectory_ids=tuple(m.id for m in rows),
+    )

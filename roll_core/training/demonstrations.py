@@ -1,0 +1,150 @@
+"""Demonstrations: expert plans played in real environments, with every observation, kept on disk for the next run.
+
+Invariants: a demonstration is kept only if the environment itself said success; the cache's key names everything it
+depends on, so a hit is the same as playing again; the file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from rock.domain.errors import Fault, RockError
+from roll_core.errors import RollError
+from roll_core.rollout.backoff import OutageGuard
+from roll_core.rollout.scheduler import Slots, check_outage
+from roll_core.rollout.sessions import SessionFactory
+
+log = logging.getLogger(__name__)
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class DemoStep:
+    """What was seen, and what the expert did then. ``admissible`` only if the recipe's prompt shows it."""
+
+    observation: str
+    action: str
+    admissible: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    task: str
+    seed: int
+    steps: tuple[DemoStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    env: str
+    env_options: dict[str, Any]
+    method: str
+    max_steps: int
+    keep_admissible: bool
+    open_s: float
+    reset_s: float
+    step_s: float
+    plan_s: float
+    outage_s: float
+
+
+_adapter: TypeAdapter[tuple[Demonstration, ...]] = TypeAdapter(tuple[Demonstration, ...])
+
+
+def cache_file(folder: Path, digest: str, tasks: Sequence[tuple[str, int]], settings: DemoSettings) -> Path:
+    key = [digest, list(tasks), settings.env_options, settings.method, settings.max_steps, settings.keep_admissible]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return folder / f"{settings.env}-{name}.json"
+
+
+async def collect(
+    sessions: SessionFactory,
+    tasks: Sequence[tuple[str, int]],
+    settings: DemoSettings,
+    *,
+    slots: Slots,
+    guard: OutageGuard,
+    cache: Path,
+    on_progress: Callable[[int, int], None],
+) -> tuple[Demonstration, ...]:
+    """Demonstrations of ``tasks`` in their order; tasks that cannot be demonstrated are left out.
+
+    Raises: RollError when none could be; PlatformOutage; RockError of the caller's fault.
+    """
+    file = cache_file(cache, await sessions.digest(), tasks, settings)
+    if file.is_file():
+        return _adapter.validate_json(file.read_bytes())
+    done = 0
+
+    async def one(task: str, seed: int) -> Demonstration | None:
+        nonlocal done
+        result = await _with_attempts(sessions, task, seed, settings, slots, guard)
+        done += 1
+        on_progress(done, len(tasks))
+        return result
+
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(one(task, seed)) for task, seed in tasks]
+    found = tuple(d for r in running if (d := r.result()) is not None)
+    if not found:
+        raise RollError(
+            f"None of {len(tasks)} tasks of {settings.env} could be demonstrated with {settings.method!r}. See "
+            "warm_start.method and warm_start.plan_s, and the log for the reasons."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(_adapter.dump_json(found))
+    partial.rename(file)
+    return found
+
+
+async def _with_attempts(
+    sessions: SessionFactory, task: str, seed: int, settings: DemoSettings, slots: Slots, guard: OutageGuard
+) -> Demonstration | None:
+    attempts = 0
+    loop = asyncio.get_running_loop()
+    while attempts < _ATTEMPTS:
+        await slots.acquire()
+        try:
+            check_outage(guard, settings.outage_s)
+            await asyncio.sleep(guard.wait_s(loop.time()))
+            demonstration = await _play(sessions, task, seed, settings)
+            guard.succeeded()
+            return demonstration
+        except (RockError, TimeoutError) as error:
+            if isinstance(error, RockError) and error.fault is Fault.CALLER:
+                raise
+            log.info("demonstration of %s failed: %s", task, error)
+            if isinstance(error, RockError) and error.fault is Fault.PLATFORM:
+                guard.lost(loop.time())  # says nothing about the task: it costs no attempt
+            else:
+                attempts += 1
+        finally:
+            slots.release()
+    return None
+
+
+async def _play(sessions: SessionFactory, task: str, seed: int, settings: DemoSettings) -> Demonstration | None:
+    total_s = settings.open_s + settings.reset_s + settings.plan_s + settings.max_steps * settings.step_s
+    async with asyncio.timeout(total_s), sessions.open(task, seed) as session:
+        observation, info = await session.reset(task, seed, settings.env_options or None)
+        plan = await session.call(settings.method, timeout_s=settings.plan_s)
+        if not plan or len(plan) > settings.max_steps:
+            return None
+        steps = []
+        for action in plan:
+            admissible = tuple(info.get("admissible_commands", ())) if settings.keep_admissible else ()
+            steps.append(DemoStep(str(observation), str(action), admissible))
+            observation, _, terminated, truncated, info = await session.step(action)
+            if terminated or truncated:
+                return Demonstration(task, seed, tuple(steps)) if info.get("success") else None
+    return None

@@ -1,0 +1,231 @@
+"""The loop: get batch → advantages → learner step → publish weights, while rollout goes on.
+
+Invariants: the event loop never blocks (the learner works in a thread of its own); a batch holds only samples that the
+machine certifies fresh; weights reach the engine before an episode may be initiated by them; whatever ends the run,
+every sandbox is given back and every episode is booked.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rock.domain.outcome import LedgerState
+from roll_core.config import Recipe
+from roll_core.engines.base import Engine
+from roll_core.learners.base import Learner
+from roll_core.rollout.backoff import OutageGuard
+from roll_core.rollout.episode import Player
+from roll_core.rollout.machine import RolloutMachine
+from roll_core.rollout.scheduler import Scheduler, Slots
+from roll_core.rollout.work import Booking
+from roll_core.training.batches import make_batch
+from roll_core.training.checkpoint import CheckpointStore, TrainerState
+from roll_core.training.evaluate import evaluate
+from roll_core.training.metrics import Rate, RolloutMeter, engine_values, staleness
+from roll_core.training.progress import Display
+from roll_core.training.reporting import Reporter
+from roll_core.training.watchdog import within
+from roll_core.training.worker import Worker
+from roll_core.types import Group, Trajectory, Weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run is about, in the end. ``success_…`` are None where the recipe leaves evaluation out."""
+
+    steps: int
+    success_before: Rate | None
+    success_after: Rate | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything the loop works with, made by ``assembly``."""
+
+    recipe: Recipe
+    engine: Engine
+    learner: Learner
+    player: Player
+    machine: RolloutMachine
+    slots: Slots
+    guard: OutageGuard
+    eval_tasks: Sequence[str]
+    checkpoints: CheckpointStore
+    reporter: Reporter
+    display: Display
+    worker: Worker
+
+
+class Trainer:
+    def __init__(self, parts: Parts, *, resumed: TrainerState | None = None) -> None:
+        self._p = parts
+        self._recipe = parts.recipe
+        self.step = resumed.step if resumed else 0
+        self._elapsed_before_s = resumed.elapsed_s if resumed else 0.0
+        self._before = Rate(**resumed.success_before) if resumed and resumed.success_before else None  # type: ignore[arg-type]
+        self._resumed = resumed is not None
+        self._saved_step = self.step if resumed else -1
+        self._started_s = time.monotonic()
+        self._meter = RolloutMeter()
+        self._scheduler = Scheduler(
+            parts.machine,
+            parts.player,
+            parts.slots,
+            parts.guard,
+            outage_s=parts.recipe.platform.outage_s,
+            on_booked=self._booked,
+            on_ended=self._ended,
+        )
+        if resumed:
+            self._scheduler.carry_out(parts.machine.restore(resumed.machine))
+
+    async def run(self) -> Summary:
+        """Evaluate, train, evaluate. Raises what made the run impossible; then, too, nothing is left in flight."""
+        evaluating = self._recipe.evaluation.tasks > 0
+        try:
+            if evaluating and self._before is None:
+                self._before = await self._evaluate("before")
+            if self._saved_step < 0:
+                await self._save()
+            await self._train()
+            await self._scheduler.close()
+            await self._save()
+            after = await self._evaluate("after") if evaluating else None
+        finally:
+            await self._scheduler.close()
+        return Summary(self.step, self._before, after, self._elapsed_s())
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    async def _train(self) -> None:
+        training, checkpoint = self._recipe.training, self._recipe.checkpoint
+        await self._p.reporter.status("training")
+        self._p.display.phase("reinforcement learning", training.steps, self.step)
+        self._scheduler.resume()
+        while self.step < training.steps and not self._out_of_time():
+            await self._one_step()
+            if self.step % checkpoint.every_steps == 0:
+                await self._save()
+            every = self._recipe.evaluation.every_steps
+            if every and self.step % every == 0 and self.step < training.steps:
+                await self._evaluate_between()
+        self._scheduler.pause()
+
+    async def _one_step(self) -> None:
+        training = self._recipe.training
+        stats, started_s = self._p.engine.stats(), time.monotonic()
+        groups = await within(
+            "a batch of episodes", self._scheduler.next_batch(), training.batch_deadline_s, self._state
+        )
+        got_s = time.monotonic()
+        version = self._p.learner.version
+        step = within(
+            "the learner's step", self._p.worker.run(self._learn, groups), training.step_deadline_s, self._state
+        )
+        values, weights = await step
+        trained_s = time.monotonic()
+        self._scheduler.carry_out(self._p.machine.trained(groups))
+        await self._publish(weights)
+        ended_s = time.monotonic()
+        self.step += 1
+        values |= self._meter.values() | staleness(groups, version)
+        values |= engine_values(stats, self._p.engine.stats(), ended_s - started_s)
+        values |= {
+            "time/batch_wait_s": got_s - started_s,
+            "time/learner_s": trained_s - got_s,
+            "time/publish_s": ended_s - trained_s,
+            "time/step_s": ended_s - started_s,
+            "rollout/in_flight": float(self._scheduler.running),
+            "rollout/filtered_in_a_row": float(self._p.machine.filtered_in_a_row),
+        }
+        self._meter = RolloutMeter()
+        self._p.reporter.metrics(self.step, values)
+        self._p.display.step(self.step, values)
+        self._p.reporter.check()
+
+    def _learn(self, groups: tuple[Group, ...]) -> tuple[dict[str, float], Weights]:
+        batch = make_batch(groups, self._recipe.algorithm.advantage)
+        values = dict(self._p.learner.train_step(batch))
+        return values, self._p.learner.weights()
+
+    async def _publish(self, weights: Weights) -> None:
+        """In flight: what is being generated goes on under the new weights."""
+        deadline_s = self._recipe.training.step_deadline_s
+        await within("publishing weights to the engine", self._p.engine.load_weights(weights), deadline_s, self._state)
+        self._scheduler.published(weights.version)
+
+    def _out_of_time(self) -> bool:
+        budget_s = self._recipe.training.time_budget_s
+        return bool(budget_s) and self._elapsed_s() >= budget_s
+
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + time.monotonic() - self._started_s
+
+    def _state(self) -> str:
+        machine, stats = self._p.machine, self._p.engine.stats()
+        return (
+            f"State: {self._scheduler.running} episodes in flight, {machine.buffer.samples} samples in the buffer, "
+            f"{machine.filtered_in_a_row} groups in a row without signal, {self._p.guard.streak} losses in a row, "
+            f"engine at version {stats.version} with {stats.running} running and {stats.waiting} waiting."
+        )
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    async def _evaluate_between(self) -> None:
+        self._scheduler.pause()
+        await self._evaluate(f"after {self.step} steps")
+        self._p.display.phase("reinforcement learning", self._recipe.training.steps, self.step)
+        await self._p.reporter.status("training")
+        self._scheduler.resume()
+
+    async def _evaluate(self, when: str) -> Rate:
+        evaluation = self._recipe.evaluation
+        await self._p.reporter.status("evaluating")
+        self._p.display.phase(f"evaluation {when}", evaluation.tasks)
+        sampling = replace(self._p.player.sampling, temperature=evaluation.temperature, top_p=1.0)
+        done = 0
+
+        def booked(booking: Booking) -> None:
+            nonlocal done
+            done += booking.state is LedgerState.EVALUATED
+            self._p.display.advance(done)
+            self._p.reporter.episode(booking, phase="eval", split=self._recipe.env.eval_split)
+
+        rate = await evaluate(
+            self._p.eval_tasks,
+            evaluation.tasks,
+            evaluation.seed,
+            replace(self._p.player, sampling=sampling),
+            self._p.machine,
+            self._p.slots,
+            self._p.guard,
+            outage_s=self._recipe.platform.outage_s,
+            on_booked=booked,
+        )
+        self._p.reporter.metrics(self.step, {"eval/success": rate.rate, "eval/low": rate.low, "eval/high": rate.high})
+        self._p.display.note(f"success {when}: {rate}")
+        self._p.reporter.check()
+        return rate
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------------
+
+    async def _save(self) -> None:
+        """Checkpoint the present step, once. The machine's state is taken here and now; rollout goes on meanwhile."""
+        if self._saved_step == self.step:
+            return
+        before = self._before.as_dict() if self._before else None
+        state = TrainerState(self.step, self._p.machine.state(), self._elapsed_s(), before)
+        await self._p.worker.run(self._p.checkpoints.save, state, self._p.learner.save)
+        self._saved_step = self.step
+
+    def _booked(self, booking: Booking) -> None:
+        self._p.reporter.episode(booking, phase="train", split=self._recipe.env.train_split)
+
+    def _ended(self, trajectory: Trajectory) -> None:
+        self._meter.add(trajectory)

@@ -1,0 +1,106 @@
+"""The numbers of a training step. Names are ``area/name``; void episodes count in the void rate and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rock.domain.outcome import Completed, Truncated, Void
+from roll_core.engines.base import EngineStats
+from roll_core.types import Group, Trajectory
+
+Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share of successes with its 95 % Wilson interval."""
+
+    rate: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, successes: int, n: int) -> Rate:
+        if n == 0:
+            return cls(0.0, 0.0, 1.0, 0)
+        share = successes / n
+        scale = 1 + Z_95**2 / n
+        middle = (share + Z_95**2 / (2 * n)) / scale
+        half = Z_95 / scale * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n))
+        return cls(share, max(0.0, middle - half), min(1.0, middle + half), n)
+
+    def as_dict(self) -> dict[str, float]:
+        return {"rate": self.rate, "low": self.low, "high": self.high, "n": self.n}
+
+    def __str__(self) -> str:
+        return f"{self.rate:.1%} (95 % interval {self.low:.1%} – {self.high:.1%}, {self.n} episodes)"
+
+
+def succeeded(trajectory: Trajectory) -> bool:
+    return isinstance(trajectory.outcome, Completed | Truncated) and trajectory.outcome.success
+
+
+@dataclass(slots=True)
+class RolloutMeter:
+    """Sums over the training episodes that ended since the last step; those that were cancelled are not among them."""
+
+    counted: int = 0
+    voids: int = 0
+    successes: int = 0
+    reward: float = 0.0
+    turns: int = 0
+    tokens: int = 0
+    generate_s: float = 0.0
+    env_s: float = 0.0
+
+    def add(self, trajectory: Trajectory) -> None:
+        if isinstance(trajectory.outcome, Void):
+            self.voids += 1
+            return
+        self.counted += 1
+        self.successes += trajectory.outcome.success
+        self.reward += trajectory.outcome.reward
+        self.turns += len(trajectory.turns)
+        self.tokens += trajectory.generated_tokens
+        self.generate_s += sum(t.generate_s for t in trajectory.turns)
+        self.env_s += sum(t.env_s for t in trajectory.turns)
+
+    def values(self) -> dict[str, float]:
+        ended = self.counted + self.voids
+        values = {"rollout/episodes": float(self.counted), "rollout/void_rate": self.voids / ended if ended else 0.0}
+        if self.counted:
+            values |= {
+                "rollout/success": self.successes / self.counted,
+                "rollout/reward": self.reward / self.counted,
+                "rollout/turns": self.turns / self.counted,
+                "rollout/tokens": self.tokens / self.counted,
+                "rollout/generate_s": self.generate_s / self.counted,
+                "rollout/env_s": self.env_s / self.counted,
+            }
+        return values
+
+
+def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """How many versions behind the learner the batch's episodes were initiated, and its tokens sampled."""
+    samples = [version - m.init_version for g in groups for m in g.members]
+    tokens = [version - v for g in groups for m in g.members for t in m.turns for v in t.generation.versions]
+    return {
+        "staleness/mean": sum(samples) / len(samples),
+        "staleness/max": float(max(samples)),
+        "staleness/token_mean": sum(tokens) / len(tokens) if tokens else 0.0,
+    }
+
+
+def engine_values(before: EngineStats, after: EngineStats, wall_s: float) -> dict[str, float]:
+    prompt = after.prefilled_tokens - before.prefilled_tokens
+    cached = after.cached_tokens - before.cached_tokens
+    return {
+        "rollout/tokens_per_s": (after.generated_tokens - before.generated_tokens) / max(wall_s, 1e-9),
+        "engine/busy": (after.busy_s - before.busy_s) / max(wall_s, 1e-9),
+        "engine/cached": cached / (prompt + cached) if prompt + cached else 0.0,
+        "engine/running": float(after.running),
+        "engine/waiting": float(after.waiting),
+    }

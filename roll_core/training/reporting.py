@@ -1,0 +1,245 @@
+"""Telling the platform, and the run's own directory, what happens.
+
+Invariants: reporting never blocks training; what was accepted is delivered in order and at least once; a platform that
+is away is tried again for ``outage_s`` and then ends the run with :class:`PlatformOutage`, not sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rock.domain.errors import Fault, RockError
+from rock.domain.outcome import Truncated, Void, outcome_label
+from rock.sdk import EpisodeRecord, MetricPoint, Rock, RunStatus, RunUpdate, TurnRecord
+from roll_core.errors import PlatformOutage
+from roll_core.rollout.work import Booking
+from roll_core.types import Trajectory, Turn
+
+Phase = Literal["warm_start", "train", "eval"]
+_BATCH = 64
+_RETRY_S = 2.0
+
+
+class Reporter(Protocol):
+    def metrics(self, step: int, values: dict[str, float]) -> None: ...
+
+    def episode(self, booking: Booking, *, phase: Phase, split: str) -> None: ...
+
+    async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None: ...
+
+    def check(self) -> None:
+        """Raises PlatformOutage when reports could not be delivered for too long."""
+        ...
+
+    async def close(self) -> None:
+        """Deliver what is left."""
+        ...
+
+
+class FileReporter:
+    """``metrics.jsonl`` and ``episodes.jsonl`` in the run's directory, one JSON object per line."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        self._episodes = (directory / "episodes.jsonl").open("a", encoding="utf-8")
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._metrics.write(MetricPoint(step=step, at=datetime.now(UTC), values=values).model_dump_json() + "\n")
+        self._metrics.flush()
+
+    def episode(self, booking: Booking, *, phase: Phase, split: str) -> None:
+        if booking.trajectory is not None:
+            record = episode_record(booking.trajectory, booking, phase=phase, split=split)
+            self._episodes.write(record.model_dump_json(exclude_defaults=True) + "\n")
+
+    async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
+        return None
+
+    def check(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        self._metrics.close()
+        self._episodes.close()
+
+
+@dataclass(slots=True)
+class _Pending:
+    metrics: list[MetricPoint]
+    episodes: list[EpisodeRecord]
+    update: RunUpdate | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.metrics or self.episodes or self.update)
+
+
+class SdkReporter:
+    """Through the SDK to the platform, in batches, from one task in the background."""
+
+    def __init__(
+        self, rock: Rock, run_id: str, *, outage_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rock = rock
+        self._run_id = run_id
+        self._outage_s = outage_s
+        self._clock = clock
+        self._pending = _Pending([], [])
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
+        self._failed: BaseException | None = None
+        self._failing_since_s: float | None = None
+        self._task = asyncio.get_running_loop().create_task(self._deliver(), name="reporter")
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._pending.metrics.append(MetricPoint(step=step, at=datetime.now(UTC), values=values))
+        self._notify()
+
+    def episode(self, booking: Booking, *, phase: Phase, split: str) -> None:
+        if booking.trajectory is not None:
+            self._pending.episodes.append(episode_record(booking.trajectory, booking, phase=phase, split=split))
+            self._notify()
+
+    async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
+        self._pending.update = RunUpdate(status=status, detail=detail or None, summary=summary)
+        self._notify()
+        self.check()
+
+    def check(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+
+    async def close(self) -> None:
+        """Deliver what is left, for as long as an outage is tolerated."""
+        self._closing = True
+        self._wake.set()
+        await self._task
+
+    def _notify(self) -> None:
+        self._wake.set()
+
+    async def _deliver(self) -> None:
+        while not (self._closing and not self._pending) and self._failed is None:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending and self._failed is None:
+                await self._try_once()
+
+    async def _try_once(self) -> None:
+        try:
+            await self._send()
+            self._failing_since_s = None
+        except RockError as error:
+            since_s = self._failing_since_s = self._failing_since_s or self._clock()
+            down_s = self._clock() - since_s
+            if error.fault is Fault.CALLER or down_s > self._outage_s:
+                self._failed = PlatformOutage(
+                    f"The run could not be reported to the platform at {self._rock.url} for {down_s:.0f} s: {error}"
+                )
+                return
+            await asyncio.sleep(_RETRY_S)
+
+    async def _send(self) -> None:
+        pending = self._pending
+        if pending.update is not None:
+            update = pending.update
+            await self._rock.update_run(self._run_id, update)
+            if pending.update is update:
+                pending.update = None
+        if metrics := pending.metrics[:_BATCH]:
+            await self._rock.report_metrics(self._run_id, metrics)
+            del pending.metrics[: len(metrics)]
+        if episodes := pending.episodes[:_BATCH]:
+            await self._rock.report_episodes(self._run_id, episodes)
+            del pending.episodes[: len(episodes)]
+
+
+class Reporters:
+    """Several reporters as one."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self._reporters = reporters
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        for reporter in self._reporters:
+            reporter.metrics(step, values)
+
+    def episode(self, booking: Booking, *, phase: Phase, split: str) -> None:
+        for reporter in self._reporters:
+            reporter.episode(booking, phase=phase, split=split)
+
+    async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
+        for reporter in self._reporters:
+            await reporter.status(status, detail, summary)
+
+    def check(self) -> None:
+        for reporter in self._reporters:
+            reporter.check()
+
+    async def close(self) -> None:
+        for reporter in self._reporters:
+            await reporter.close()
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def episode_record(trajectory: Trajectory, booking: Booking, *, phase: Phase, split: str) -> EpisodeRecord:
+    outcome = trajectory.outcome
+    cancelled = isinstance(outcome, Truncated) and outcome.reason.startswith("cancelled")
+    void = isinstance(outcome, Void)
+    counts = not void and not cancelled
+    return EpisodeRecord(
+        id=trajectory.id,
+        group_id=trajectory.group_id,
+        env=trajectory.env,
+        task=trajectory.task,
+        seed=trajectory.seed,
+        split=split,
+        phase=phase,
+        step=booking.step,
+        policy_version=trajectory.init_version,
+        ledger=booking.state,
+        outcome="cancelled" if cancelled else outcome_label(outcome),  # type: ignore[arg-type]
+        reason=_reason(trajectory),
+        reward=outcome.reward if counts and not isinstance(outcome, Void) else None,
+        success=outcome.success if counts and not isinstance(outcome, Void) else None,
+        sandbox_id=trajectory.sandbox_id,
+        turns=tuple(_turn_record(t) for t in trajectory.turns),
+        turn_count=len(trajectory.turns),
+        generated_tokens=trajectory.generated_tokens,
+        sandbox_s=trajectory.sandbox_s,
+        started_at=datetime.fromtimestamp(trajectory.started_at_s, UTC),
+        ended_at=datetime.fromtimestamp(trajectory.ended_at_s, UTC),
+    )
+
+
+def _reason(trajectory: Trajectory) -> str:
+    outcome = trajectory.outcome
+    if isinstance(outcome, Void):
+        return f"{outcome.cause}: {outcome.detail}" if outcome.detail else str(outcome.cause)
+    return outcome.reason if isinstance(outcome, Truncated) else ""
+
+
+def _turn_record(turn: Turn) -> TurnRecord:
+    generation = turn.generation
+    count = len(generation.token_ids)
+    return TurnRecord(
+        observation=turn.observation,
+        response=turn.response,
+        action=turn.action,
+        reward=turn.reward,
+        tokens=count,
+        policy_version=max(generation.versions, default=0),
+        mean_logprob=sum(generation.logprobs) / count if count else 0.0,
+        generate_s=turn.generate_s,
+        env_s=turn.env_s,
+    )

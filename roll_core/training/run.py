@@ -1,0 +1,185 @@
+"""A run from its first demonstration to its last evaluation, or from a checkpoint on. Knows no platform.
+
+The run's directory holds ``recipe.yaml``, ``run.json``, ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl`` and
+``episodes.jsonl``. Before the first checkpoint a resume starts over; the demonstrations are cached.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from roll_core.config import Recipe, load_recipe, to_yaml
+from roll_core.errors import CheckpointError
+from roll_core.learners.torch_learner import TorchLearner
+from roll_core.models import CausalLM, Tokenizer
+from roll_core.rollout.backoff import OutageGuard
+from roll_core.rollout.prompting import Prompter
+from roll_core.rollout.scheduler import Slots
+from roll_core.rollout.sessions import SessionFactory
+from roll_core.rollout.tasks import TaskQueue
+from roll_core.training import assembly
+from roll_core.training.checkpoint import CheckpointStore, TrainerState, load_state
+from roll_core.training.demonstrations import Demonstration, collect
+from roll_core.training.imitation import ImitationSettings, imitate, to_sample
+from roll_core.training.loop import Parts, Summary, Trainer
+from roll_core.training.progress import Display
+from roll_core.training.reporting import Reporter
+from roll_core.training.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Who the run is on the platform; kept so that a resumed run goes on under the same name."""
+
+    run_id: str
+
+    @property
+    def id_prefix(self) -> str:
+        return f"ep-{self.run_id.removeprefix('run-')}-"
+
+
+class RunDirectory:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self, recipe: Recipe, identity: RunIdentity) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        (self.path / "run.json").write_text(json.dumps(asdict(identity)), encoding="utf-8")
+
+    def identity(self) -> RunIdentity:
+        try:
+            return RunIdentity(**json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.path} is not the directory of a run: {error}.") from error
+
+    def recipe(self, overrides: list[str]) -> Recipe:
+        return load_recipe(self.path / "recipe.yaml", overrides)
+
+    def checkpoints(self, keep: int) -> CheckpointStore:
+        return CheckpointStore(self.path / "checkpoints", keep)
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+
+async def train(
+    recipe: Recipe,
+    directory: RunDirectory,
+    sessions: SessionFactory,
+    reporter: Reporter,
+    display: Display,
+    *,
+    demo_cache: Path,
+) -> Summary:
+    """Run ``recipe``, continuing from the newest whole checkpoint in ``directory`` if there is one.
+
+    Raises: RollError or RockError with what made it impossible; everything is given back then.
+    """
+    if recipe.training.threads:
+        torch.set_num_threads(recipe.training.threads)
+    torch.manual_seed(recipe.training.seed)
+    worker = Worker("learner")
+    slots = Slots(recipe.rollout.concurrency)
+    guard = OutageGuard(free=recipe.rollout.concurrency, rng=random.Random(recipe.training.seed))
+    tasks = await sessions.tasks(recipe.env.train_split)
+    eval_tasks = await sessions.tasks(recipe.env.eval_split) if recipe.evaluation.tasks else ()
+    checkpoints = directory.checkpoints(recipe.checkpoint.keep)
+    latest = checkpoints.latest()
+    resumed: TrainerState | None = load_state(latest) if latest else None
+    try:
+        if resumed is None:
+            warm = _WarmStart(recipe, sessions, slots, guard, reporter, display, worker, demo_cache)
+            tokenizer, model = await warm.run(tasks)
+            tokenizer.save(directory.tokenizer)
+        else:
+            tokenizer = Tokenizer.load(directory.tokenizer)
+            model = assembly.make_model(recipe, tokenizer)
+        learner = assembly.make_learner(recipe, model)
+        if latest is not None:
+            learner.load(latest / "learner")
+        engine = assembly.make_engine(recipe, model.config, learner.weights(), tokenizer)
+        prompter = assembly.make_prompter(recipe, tokenizer)
+        await engine.start()
+        try:
+            parts = Parts(
+                recipe=recipe,
+                engine=engine,
+                learner=learner,
+                player=assembly.make_player(recipe, sessions, engine, prompter),
+                machine=assembly.make_machine(recipe, tasks, directory.identity().id_prefix),
+                slots=slots,
+                guard=guard,
+                eval_tasks=eval_tasks,
+                checkpoints=checkpoints,
+                reporter=reporter,
+                display=display,
+                worker=worker,
+            )
+            return await Trainer(parts, resumed=resumed).run()
+        finally:
+            await engine.close()
+    finally:
+        worker.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _WarmStart:
+    """Demonstrations → tokenizer → model → imitation."""
+
+    recipe: Recipe
+    sessions: SessionFactory
+    slots: Slots
+    guard: OutageGuard
+    reporter: Reporter
+    display: Display
+    worker: Worker
+    cache: Path
+
+    async def run(self, tasks: Sequence[str]) -> tuple[Tokenizer, CausalLM]:
+        await self.reporter.status("warm_start")
+        demonstrations = await self._demonstrations(tasks)
+        tokenizer = await self.worker.run(assembly.make_tokenizer, self.recipe, demonstrations)
+        model = assembly.make_model(self.recipe, tokenizer)
+        if demonstrations and self.recipe.warm_start.epochs:
+            prompter = assembly.make_prompter(self.recipe, tokenizer)
+            losses = await self.worker.run(self._imitate, model, prompter, demonstrations)
+            count = float(len(demonstrations))
+            self.reporter.metrics(0, {"warm_start/loss": losses[-1], "warm_start/demonstrations": count})
+        return tokenizer, model
+
+    async def _demonstrations(self, tasks: Sequence[str]) -> tuple[Demonstration, ...]:
+        count = self.recipe.warm_start.demonstrations
+        if not count:
+            return ()
+        queue = TaskQueue(tasks, self.recipe.training.seed)
+        wanted = [queue.take() for _ in range(min(count, len(tasks)))]
+        self.display.phase("demonstrations", len(wanted))
+        return await collect(
+            self.sessions,
+            wanted,
+            assembly.demo_settings(self.recipe),
+            slots=self.slots,
+            guard=self.guard,
+            cache=self.cache,
+            on_progress=lambda done, total: self.display.advance(done),
+        )
+
+    def _imitate(self, model: CausalLM, prompter: Prompter, demonstrations: tuple[Demonstration, ...]) -> list[float]:
+        warm_start = self.recipe.warm_start
+        samples = [to_sample(d, prompter, self.recipe.model.max_context) for d in demonstrations]
+        settings = ImitationSettings(warm_start.epochs, warm_start.batch_size, warm_start.lr, self.recipe.training.seed)
+        learner = TorchLearner(model, assembly.learner_config(self.recipe), device=self.recipe.learner.device)
+        self.display.phase("imitation", settings.epochs * -(-len(samples) // settings.batch_size))
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            self.display.advance(step, f"loss {loss:.3f}")
+
+        return imitate(learner, samples, settings, on_progress=progress)

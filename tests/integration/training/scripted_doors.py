@@ -1,0 +1,29 @@
+"""Two doors in a row: the task names the colour to say. Standard library only; plays in microseconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLOURS = ("red", "green", "blue")
+
+
+class Doors:
+    def reset(self, task: str, seed: int, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        self.task = task
+        self.opened = 0
+        return f"open {task}", {"admissible_commands": list(COLOURS)}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if action != self.task:
+            return "wrong", 0.0, True, False, {"success": False}
+        self.opened += 1
+        won = self.opened == 2
+        return "open", float(won), won, False, {"success": won} if won else {}
+
+    def call(self, method: str, args: dict[str, Any]) -> Any:
+        if method == "expert_plan":
+            return [self.task, self.task]
+        raise LookupError(method)
+
+    def close(self) -> None:
+        pass
