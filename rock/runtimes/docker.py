@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
+from docker.api import APIClient
 from docker.errors import APIError, DockerException, NotFound
+from docker.types import LogConfig, Ulimit
+from docker.utils import kwargs_from_env
 
-import docker
 from rock.domain.errors import ImageNotFound, InvalidRequest, RockError, RuntimeUnavailable
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.shared import INSIDE, environ_of, guest_argv, prepare, socket_path, user_of
@@ -43,14 +45,14 @@ LABEL_SPEC = "rock.spec"
 
 
 class DockerRuntime:
-    """``instance``: the platform's id; only containers that carry it are ours. ``base_url``: else DOCKER_HOST decides."""
+    """``instance``: the platform's id; only its containers are ours. Without ``base_url`` DOCKER_HOST decides."""
 
     name = "docker"
 
     def __init__(self, instance: str, *, base_url: str | None = None) -> None:
         self.instance = instance
         self._base_url = base_url
-        self._client: docker.APIClient | None = None
+        self._client: APIClient | None = None
         self._client_lock = threading.Lock()
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
 
@@ -93,7 +95,7 @@ class DockerRuntime:
 
     # --- in threads ---------------------------------------------------------------------------------------------------
 
-    def _api(self) -> docker.APIClient:
+    def _api(self) -> APIClient:
         with self._client_lock:
             if self._client is None:
                 self._client = new_client(self._base_url, _CALL_TIMEOUT_S)
@@ -153,7 +155,7 @@ class DockerRuntime:
             time.sleep(0.02)
 
     @staticmethod
-    def _exists(api: docker.APIClient, handle: str) -> bool:
+    def _exists(api: APIClient, handle: str) -> bool:
         try:
             api.inspect_container(handle)
         except NotFound:
@@ -212,7 +214,7 @@ class DockerRuntime:
         return await asyncio.get_running_loop().run_in_executor(self._executor, functools.partial(function, *args))
 
 
-def host_config(api: docker.APIClient, spec: SandboxSpec, shared_dir: Path, uid: int, gid: int) -> dict[str, Any]:
+def host_config(api: APIClient, spec: SandboxSpec, shared_dir: Path, uid: int, gid: int) -> dict[str, Any]:
     """The container's limits and walls."""
     limits = spec.limits
     config: dict[str, Any] = api.create_host_config(
@@ -227,22 +229,22 @@ def host_config(api: docker.APIClient, spec: SandboxSpec, shared_dir: Path, uid:
         nano_cpus=int(limits.cpus * 1e9),
         pids_limit=limits.pids,
         ulimits=[
-            docker.types.Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files),
-            docker.types.Ulimit(name="fsize", soft=limits.file_size_bytes, hard=limits.file_size_bytes),
-            docker.types.Ulimit(name="core", soft=0, hard=0),
+            Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files),
+            Ulimit(name="fsize", soft=limits.file_size_bytes, hard=limits.file_size_bytes),
+            Ulimit(name="core", soft=0, hard=0),
         ],
         init=True,
         ipc_mode="private",
-        log_config=docker.types.LogConfig(type="json-file", config=_LOG_OPTIONS),
+        log_config=LogConfig(type="json-file", config=_LOG_OPTIONS),
     )
     return config
 
 
-def new_client(base_url: str | None, timeout_s: float | None) -> docker.APIClient:
-    settings = docker.utils.kwargs_from_env()
+def new_client(base_url: str | None, timeout_s: float | None) -> APIClient:
+    settings = kwargs_from_env()
     if base_url:
         settings["base_url"] = base_url
-    return docker.APIClient(version="auto", timeout=timeout_s, num_pools=_THREADS, **settings)
+    return APIClient(version="auto", timeout=timeout_s, num_pools=_THREADS, **settings)
 
 
 def image_not_found(image: str) -> ImageNotFound:

@@ -1,0 +1,103 @@
+"""``env.toml``: what an environment says about itself. Unknown keys are errors that name the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rock.domain.errors import InvalidRequest
+from rock.wire.models import Limits
+
+FILE = "env.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleSection(_Section):
+    requirements: str = ""
+    """File beside env.toml, installed with ``pip install --no-deps --target``; list everything in it."""
+    prepare: str = ""
+    """Module run once as ``python -m MODULE --out DIR [--quick]``; writes DIR/data and DIR/tasks.json."""
+
+
+class LimitsSection(_Section):
+    cpus: Annotated[float, Field(gt=0, le=256)] = 1.0
+    memory_mb: Annotated[int, Field(ge=16)] = 512
+    pids: Annotated[int, Field(ge=8)] = 128
+    tmpfs_mb: Annotated[int, Field(ge=1)] = 64
+
+    def limits(self) -> Limits:
+        return Limits(
+            cpus=self.cpus, memory_bytes=self.memory_mb << 20, pids=self.pids, tmpfs_bytes=self.tmpfs_mb << 20
+        )
+
+
+class PoolSection(_Section):
+    ready: Annotated[int, Field(ge=0)] = 2
+    """Sandboxes kept ready while the environment is in use."""
+
+
+class DeadlinesSection(_Section):
+    reset_s: Annotated[float, Field(gt=0)] = 60.0
+    step_s: Annotated[float, Field(gt=0)] = 30.0
+
+
+class SandboxSection(_Section):
+    """Anything looser than the default shows in `rock ps`."""
+
+    network: Literal["none", "bridge"] = "none"
+    read_only: bool = True
+    user: str = ""
+    environ: dict[str, str] = Field(default_factory=dict)
+
+
+class EnvManifest(_Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
+    version: str
+    description: str = ""
+    entry: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    recovery: Literal["replay", "snapshot", "none"] = "none"
+    bundle: BundleSection = BundleSection()
+    limits: LimitsSection = LimitsSection()
+    pool: PoolSection = PoolSection()
+    deadlines: DeadlinesSection = DeadlinesSection()
+    sandbox: SandboxSection = SandboxSection()
+
+
+def read_manifest(directory: Path) -> EnvManifest:
+    """The manifest of the environment in ``directory``. Raises InvalidRequest naming the file, the key and the fix."""
+    path = directory / FILE
+    try:
+        return EnvManifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}", cause=str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is no valid TOML: {error}") from error
+    except ValidationError as error:
+        raise InvalidRequest(f"{path}: {'; '.join(_explain(one) for one in error.errors())}") from error
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+    if error["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"{key} is {error['input']!r}: {error['msg']}"
+
+
+def _fields(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = EnvManifest
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        model = annotation
+    return sorted(model.model_fields)
