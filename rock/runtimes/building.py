@@ -164,7 +164,7 @@ def _run(
 ) -> None:
     """Run to the end, telling every line. Raises ImageBuildFailed with the last ones."""
     tail: collections.deque[str] = collections.deque(maxlen=_CAUSE_LINES)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         argv,
         cwd=cwd,
         env=os.environ | (environ or {}),
@@ -173,17 +173,16 @@ def _run(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    try:
+    ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            tail.append(line.rstrip())
-            say(line.rstrip())
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        try:
+            for line in process.stdout:
+                tail.append(line.rstrip())
+                say(line.rstrip())
+            code = process.wait()
+        except BaseException:
+            process.kill()  # also for Ctrl-C: pip must not go on without us
+            raise
     if code != 0:
         raise ImageBuildFailed(
             f"{what} failed with exit code {code}: {tail[-1] if tail else 'no output'}",
