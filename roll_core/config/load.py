@@ -162,9 +162,9 @@ def all_keys() -> list[str]:
 
 def _nearest(name: str, prefix: str, model: type[BaseModel]) -> str:
     siblings = [f"{prefix}{f}" for f in model.model_fields]
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     leaf = name.rsplit(".", 1)[-1]
-    near = near or [k for k in all_keys() if k.rsplit(".", 1)[-1] == leaf]  # the right name in the wrong section
+    near = [k for k in all_keys() if k.rsplit(".", 1)[-1] == leaf]  # the right name in the wrong section
+    near = near or difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     near = near or difflib.get_close_matches(name, all_keys(), n=1, cutoff=0.5)
     if near:
         return f" Did you mean {near[0]!r}?"
