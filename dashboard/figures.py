@@ -38,7 +38,7 @@ def _base(theme: Theme, height: int, *, x_title: str = "step") -> go.Figure:
     }
     figure.update_layout(
         height=height,
-        margin={"l": 8, "r": 12, "t": 30, "b": 8},
+        margin={"l": 8, "r": 12, "t": 24, "b": 8},
         font={"family": FONT, "size": 13, "color": surface["text"]},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

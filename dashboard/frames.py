@@ -319,6 +319,7 @@ def episode_frame(episodes: Iterable[EpisodeRecord], now: datetime) -> pd.DataFr
             "ended": text.clock(e.ended_at, now),
             "result": ending(e),
             "reward": e.reward,
+            "reason": e.reason,
             "task": e.task,
             "phase": e.phase.replace("_", " "),
             "step": e.step,
@@ -326,19 +327,19 @@ def episode_frame(episodes: Iterable[EpisodeRecord], now: datetime) -> pd.DataFr
             "tokens": e.generated_tokens,
             "took": text.duration((text.utc(e.ended_at) - text.utc(e.started_at)).total_seconds()),
             "ledger": e.ledger.value.replace("_", " "),
-            "reason": e.reason,
             "seed": e.seed,
             "episode": e.id,
         }
         for e in episodes
     ]
-    return pd.DataFrame(rows, columns=EPISODE_COLUMNS)
+    return pd.DataFrame(rows, columns=EPISODE_COLUMNS).astype({"reward": "float64"})
 
 
 EPISODE_COLUMNS = [
     "ended",
     "result",
     "reward",
+    "reason",
     "task",
     "phase",
     "step",
@@ -346,7 +347,6 @@ EPISODE_COLUMNS = [
     "tokens",
     "took",
     "ledger",
-    "reason",
     "seed",
     "episode",
 ]

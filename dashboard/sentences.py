@@ -33,7 +33,7 @@ SILENT_STEPS = 6.0
 PACE_STEPS = 20  # steps from which the time left is estimated
 VOID_WORRIES = 0.05  # above it, the platform rather than the policy decides what is learned from
 
-INCIDENTS = frozenset({"sandbox.failed", "sandbox.lost", "lease.expired", "node.down", "image.quarantined"})
+INCIDENTS = frozenset({"sandbox.failed", "lease.expired", "node.down"})
 ACTIVE: frozenset[RunStatus] = frozenset({"starting", "warm_start", "evaluating", "training"})
 
 DOING: dict[RunStatus, str] = {

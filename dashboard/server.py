@@ -136,7 +136,7 @@ def start(host: str, port: int, platform_url: str | None) -> tuple[subprocess.Po
     check_port(host, port)
     environ = dict(os.environ)
     if platform_url:
-        environ["ROCK_DASHBOARD_URL"] = platform_url
+        environ["ROCK_URL"] = platform_url
     log_path().parent.mkdir(parents=True, exist_ok=True)
     with log_path().open("wb") as log:
         child = subprocess.Popen(

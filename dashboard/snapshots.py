@@ -20,6 +20,7 @@ from rock.sdk import (
     NodeView,
     Rock,
     RunView,
+    SandboxState,
     SandboxView,
 )
 
@@ -36,19 +37,23 @@ class Fleet:
     health: Health
     nodes: Sequence[NodeView]
     sandboxes: Sequence[SandboxView]
+    """The living."""
+    failed: Sequence[SandboxView]
+    """Those that failed, with their evidence: as many as the platform keeps at hand."""
     events: Sequence[EventView]
     failure_events: Sequence[EventView]
 
 
 async def fleet(rock: Rock, _: Fleet | None) -> Fleet:
-    health, nodes, sandboxes, events, failed = await asyncio.gather(
+    health, nodes, sandboxes, failed, events, failure_events = await asyncio.gather(
         rock.health(),
         rock.nodes(),
         rock.sandboxes(),
+        rock.sandboxes(state=SandboxState.FAILED),
         rock.events(limit=EVENTS),
         rock.events(limit=EVENTS, kind="sandbox.failed"),
     )
-    return Fleet(health, nodes, sandboxes, events, failed)
+    return Fleet(health, nodes, sandboxes, failed, events, failure_events)
 
 
 async def runs(rock: Rock, _: list[RunView] | None) -> list[RunView]:

@@ -9,13 +9,15 @@ NOTHING = "–"
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    """``0.4137`` → ``41%``. A small share that is not zero never reads as zero."""
+    """``0.4137`` → ``41%``. Only nothing reads as 0%, and only everything as 100%."""
     if share is None or not math.isfinite(share):
         return NOTHING
     value = share * 100
     floor = 10.0**-digits
     if 0 < value < floor:
         return f"<{floor:.{digits}f}%"
+    if 100 - floor < value < 100:
+        return f">{100 - floor:.{digits}f}%"
     return f"{value:.{digits}f}%"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +21,7 @@ from dashboard.source import Reading, Source
 from rock.sdk import RunView
 
 LIVE_S = 2.0
+REMEMBER_S = 60.0
 STYLE = (Path(__file__).parent.parent / "style.css").read_text()
 STALE_STYLE = (
     "<style>.rk-strip,.rk-legend,.rk-cards,.rk-tiles,.rk-ledger,.rk-failure,.stDataFrame,.stPlotlyChart"
@@ -32,7 +32,7 @@ STALE_STYLE = (
 @st.cache_resource(show_spinner=False)
 def source() -> Source:
     """One for all visitors of this process."""
-    return Source(os.environ.get("ROCK_DASHBOARD_URL") or None)
+    return Source()
 
 
 def theme() -> Theme:
@@ -41,6 +41,12 @@ def theme() -> Theme:
 
 def style() -> None:
     st.html(f"<style>{palette.variables(theme())}{STYLE}</style>")
+
+
+def remember() -> None:
+    """Read what every page leads with, whichever is open: if the platform goes away, all have something to show."""
+    source().read("fleet", snapshots.fleet, fresh_s=REMEMBER_S)
+    runs()
 
 
 def now() -> datetime:
@@ -68,9 +74,9 @@ def no_platform(reading: Reading[Any]) -> None:
     show_banner(reading, None, "")
     st.html(
         markup.empty(
-            "No platform to show yet",
-            f"Nothing has ever answered at {source().url}. Start a platform here, or name the one to look at. "
-            "This page fills as soon as it answers.",
+            "Nothing to show yet",
+            "This page has no data from earlier. Start a platform here, or name the one to look at; "
+            "the page fills as soon as it answers.",
             ["rock up -d", "rock dashboard --url http://HOST:7625"],
         )
     )
@@ -83,7 +89,9 @@ def chart(figure: go.Figure, key: str) -> None:
 def toned(frame: pd.DataFrame, column: str, tones: Mapping[str, Tone]) -> Styler:
     """The frame with the words of one column in the colour of their meaning."""
     ink = {word: palette.colour(tone, theme()) for word, tone in tones.items() if tone is not Tone.FAINT}
-    return frame.style.map(lambda word: f"color: {ink[word]}" if word in ink else "", subset=[column])
+    floats = list(frame.select_dtypes("float"))
+    styler = frame.style.format(text.number, subset=floats)
+    return styler.map(lambda word: f"color: {ink[word]}" if word in ink else "", subset=[column])
 
 
 def choose_run(all_runs: Sequence[RunView]) -> RunView:

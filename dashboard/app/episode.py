@@ -124,6 +124,7 @@ def _list(search: Search, reading: Reading[Found]) -> str:
         on_select="rerun",
         selection_mode="single-row",
         key=f"episodes {search}",
+        column_config={"reason": st.column_config.TextColumn(width="medium")},
     )
     rows = event.selection.rows
     if not rows or rows[0] >= len(found.episodes):

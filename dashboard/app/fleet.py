@@ -15,6 +15,7 @@ from dashboard.source import Reading
 from rock.sdk import SandboxState
 
 FAILURES_SHOWN = 12
+OVER = frozenset({SandboxState.FAILED, SandboxState.GONE})  # shown as failures, or not at all
 RECENT = timedelta(hours=1)
 STATE_TONES = {state.value: tone for state, tone in SANDBOX_TONES.items()}
 
@@ -30,7 +31,7 @@ def live() -> None:
         common.no_platform(reading)
         return
     fleet = reading.value
-    failures = frames.failures(fleet.sandboxes, fleet.failure_events)
+    failures = frames.failures([*fleet.failed, *fleet.sandboxes], fleet.failure_events)
     now = common.now()
     recent = sum(1 for f in failures if now - text.utc(f.at) < RECENT)
     sentence = fleet_sentence(fleet.health, fleet.nodes, fleet.sandboxes, recent, "the last hour")
@@ -72,7 +73,7 @@ def _failures(failures: list[frames.Failure]) -> None:
 
 def _sandboxes(reading: Reading[Fleet]) -> None:
     assert reading.value is not None
-    sandboxes = [s for s in reading.value.sandboxes if s.state is not SandboxState.GONE]
+    sandboxes = [s for s in reading.value.sandboxes if s.state not in OVER]
     st.html(markup.heading("Sandboxes", "latest change first"))
     if not sandboxes:
         st.html(

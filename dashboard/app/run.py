@@ -73,7 +73,7 @@ def _tiles(facts: RunFacts, *, active: bool) -> str:
             ),
             ("tokens/s", text.number(facts.tokens_per_s), window, None),
             ("staleness", text.number(facts.staleness, 2), f"versions, max {text.number(facts.staleness_max)}", None),
-            ("time left", text.duration(facts.left_s), f"at the pace of the last {PACE_STEPS} steps", None)
+            ("time left", text.duration(facts.left_s), f"from the last {PACE_STEPS} steps", None)
             if facts.left_s is not None
             else ("took so far" if active else "took", text.duration(facts.took_s), "from its creation on", None),
         ]
