@@ -38,7 +38,8 @@ def _draw(probs_RV: Tensor, uniform_R1: Tensor) -> Tensor:
     cumulative_RV = probs_RV.cumsum(-1)
     total_R1 = cumulative_RV[:, -1:]
     below_R1 = torch.nextafter(total_R1, torch.zeros_like(total_R1))
-    return torch.searchsorted(cumulative_RV, torch.minimum(uniform_R1 * total_R1, below_R1), right=True)
+    column_R1 = torch.searchsorted(cumulative_RV, torch.minimum(uniform_R1 * total_R1, below_R1), right=True)
+    return column_R1.clamp_(max=probs_RV.shape[1] - 1)  # only NaN gets past the end; its log-prob will tell
 
 
 def _draw_nucleus(probs_RV: Tensor, top_p_R1: Tensor, uniform_R1: Tensor) -> tuple[Tensor, Tensor]:
