@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from dashboard import server
+from dashboard.server import Served
 from rock.sdk import InvalidRequest
 from rock.sdk.home import resolve_url
 
@@ -53,25 +54,40 @@ def dashboard(
     _require_streamlit()
     if host not in server.LOOPBACK:
         out.print(f"[yellow]Listening on {host}: everybody who reaches this address can read the page.[/]")
-    child, served = server.start(host, port, url)
-    server.record(served)
-    out.print(f"Dashboard: [bold]{served.url}[/]")
-    out.print(f"Platform:  {resolve_url(url)}")
     if detach:
+        _, served = server.start(host, port, url)
+        server.record(served)
+        _announce(out, served, url)
         out.print(f"Stop it with: rock dashboard --stop   (log: {server.log_path()})", style="dim")
         return
-    out.print("Ctrl-C stops it.", style="dim")
+    raise typer.Exit(_serve(out, host, port, url))
+
+
+def _serve(out: Console, host: str, port: int, url: str | None) -> int:
+    """Serve until a signal; the exit code."""
+    started = None
     try:
         _catch_signals()
+        started = server.start(host, port, url)
+        child, served = started
+        server.record(served)
+        _announce(out, served, url)
+        out.print("Ctrl-C stops it.", style="dim")
         code = child.wait()
     except KeyboardInterrupt:
-        code = 0
+        return 0
     finally:
-        server.end(child)
-        server.forget(served)
+        if started is not None:
+            server.end(started[0])
+            server.forget(started[1])
     if code:
         out.print(f"The dashboard ended by itself (exit code {code}); see {server.log_path()}.")
-        raise typer.Exit(1)
+    return 1 if code else 0
+
+
+def _announce(out: Console, served: Served, url: str | None) -> None:
+    out.print(f"Dashboard: [bold]{served.url}[/]")
+    out.print(f"Platform:  {resolve_url(url)}")
 
 
 def _require_streamlit() -> None:
