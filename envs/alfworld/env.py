@@ -13,8 +13,10 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from envs.alfworld.downward import TIME_LIMIT_S, downward_plan
 from envs.alfworld.engine import Game
 from envs.alfworld.planner import plan, wins
+from envs.alfworld.seeker import seek
 from envs.alfworld.shipped import Episode
 from envs.alfworld.store import Store
 from envs.alfworld.world import GameTexts
@@ -72,9 +74,15 @@ class AlfworldEnv(Env):
         return observation, float(play.won), play.won, truncated, info
 
     def call(self, method: str, args: dict[str, Any]) -> Any:
-        """``expert_plan`` (oracle commands that win from the start), ``admissible`` (commands now), ``tasks``."""
+        """Beside the episode: ``admissible`` (the commands now), ``tasks`` (all, by split), and ``expert_plan``.
+
+        ``expert_plan`` lists commands that win the game from its start. ``planner`` is ``"oracle"`` (default: shortest,
+        sees into closed receptacles), ``"seeker"`` (looks for things in an order given by ``seed``; empty if that takes
+        more than ``max_steps``) or ``"fast-downward"`` (an oracle too; ``time_limit_s``). ``task`` defaults to the
+        present one.
+        """
         if method == "expert_plan":
-            return self._expert_plan(args.get("task", self._task))
+            return self._expert_plan(**{"task": self._task, **args})
         if method == "admissible":
             return self._playing().admissible()
         if method == "tasks":
@@ -98,9 +106,22 @@ class AlfworldEnv(Env):
         self._games.move_to_end(task)
         return self._games[task]
 
-    def _expert_plan(self, task: str) -> list[str]:
+    def _expert_plan(
+        self,
+        task: str,
+        planner: str = "oracle",
+        seed: int = 0,
+        max_steps: int = MAX_STEPS,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> list[str]:
         texts, game = self._load(task)
-        # An official walkthrough is planned with the simulator's names in view: trust it only if it wins.
+        if planner == "seeker":
+            return list(seek(game, texts.task_type, texts.params, seed, max_steps))
+        if planner == "fast-downward":
+            return list(downward_plan(texts, time_limit_s))
+        if planner != "oracle":
+            raise ValueError(f"Unknown planner {planner!r}; expected oracle, seeker or fast-downward.")
+        # A walkthrough from elsewhere may name things otherwise: trust it only if it wins.
         if texts.plan and wins(game, texts.plan):
             return list(texts.plan)
         return list(plan(game, texts.task_type, texts.params))

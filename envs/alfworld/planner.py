@@ -14,7 +14,7 @@ from typing import Any
 
 from envs.alfworld.engine import Game
 
-_TOOLS = {
+TOOLS = {
     "pick_clean_then_place_in_recep": ("clean", "cleanable", "sinkbasin"),
     "pick_heat_then_place_in_recep": ("heat", "heatable", "microwave"),
     "pick_cool_then_place_in_recep": ("cool", "coolable", "fridge"),
@@ -111,7 +111,7 @@ def _candidates(view: _View, task_type: str, params: dict[str, Any]) -> Iterator
                 yield tuple(walk.commands)
         return
     count = 2 if task_type == "pick_two_obj_and_place" else 1
-    verb, ability, tool_type = _TOOLS.get(task_type, ("", "", ""))
+    verb, ability, tool_type = TOOLS.get(task_type, ("", "", ""))
     for target in view.receptacles(params["parent_target"]):
         missing = count - sum(view.holder[t] == target for t in things) if not verb else count
         elsewhere = [t for t in things if (view.holder[t] != target or verb) and (not verb or t in view.able[ability])]
