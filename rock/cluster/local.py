@@ -11,12 +11,13 @@ import logging
 from contextlib import AsyncExitStack
 
 from rock.cluster.settings import PlatformSettings, default_capacity, instance_of, run_dir_of
-from rock.control.catalog import Catalog, NoEnvironments
+from rock.control.catalog import Catalog
 from rock.control.control import Control, ControlConfig
 from rock.domain.errors import InvalidRequest, RuntimeUnavailable
 from rock.node.config import NodeConfig
 from rock.node.node import Node
 from rock.runtimes.base import Runtime
+from rock.runtimes.bundles import EnvCatalog
 from rock.store.database import Database, database_url
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Platform:
             undo.push_async_callback(node.close, keep_sandboxes=True)
             await node.open()
             config = ControlConfig(instance, dict(settings.pools))
-            control = Control(config, database, [node], catalog or find_catalog(settings, chosen))
+            control = Control(config, database, [node], catalog or EnvCatalog(settings.home))
             undo.push_async_callback(control.close)
             await control.open()
             undo.pop_all()
@@ -122,7 +123,3 @@ def make_runtime(name: str, instance: str, settings: PlatformSettings) -> Runtim
 
         return FakeRuntime(instance)
     raise InvalidRequest(f"unknown runtime {name!r}", hint="Use auto, docker, bubblewrap or fake.")
-
-
-def find_catalog(settings: PlatformSettings, runtime: Runtime) -> Catalog:
-    return NoEnvironments()

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _HELD = frozenset({SandboxState.LEASED, SandboxState.SUSPECT})
 _FIRST_EPOCH = 1
+_SPEC_FRESH_S = 2.0
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class LeaseService:
         self._stored: dict[str, StoredLease] = {}
         self._to_end: dict[str, str] = {}
         self._pool_specs: dict[str, SandboxSpec] = {}
+        self._env_specs: dict[str, tuple[float, SandboxSpec]] = {}
         self.counters = Counters()
 
     def __len__(self) -> int:
@@ -112,9 +114,7 @@ class LeaseService:
         if request.env:
             if request.image or request.spec is not None:
                 raise InvalidRequest("a lease names either an environment or an image, not both", hint="Drop one.")
-            spec = await asyncio.to_thread(self._catalog.spec, request.env)
-            await self._keep_warm(request.env, spec)
-            return spec, request.env
+            return await self._env_spec(request.env), request.env
         if request.spec is not None:
             if request.image and request.image != request.spec.image:
                 raise InvalidRequest(f"image {request.image!r} is not that of the spec, {request.spec.image!r}")
@@ -122,6 +122,17 @@ class LeaseService:
         if not request.image:
             raise InvalidRequest("a lease needs `env` or `image`", hint='For example {"env": "alfworld"}.')
         return SandboxSpec(image=request.image), ""
+
+    async def _env_spec(self, env: str) -> SandboxSpec:
+        """Reading an environment's files costs more than a claim; a new build may be seen this little later."""
+        now = self._clock.now()
+        known = self._env_specs.get(env)
+        if known is not None and now - known[0] < _SPEC_FRESH_S:
+            return known[1]
+        spec = await asyncio.to_thread(self._catalog.spec, env)
+        await self._keep_warm(env, spec)
+        self._env_specs[env] = (now, spec)
+        return spec
 
     async def _keep_warm(self, env: str, spec: SandboxSpec) -> None:
         """The first lease of an environment fills its pool; a newly built one drains the pool of its predecessor."""

@@ -8,6 +8,7 @@ as a StorageError that says what to do.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from rock.domain.errors import InvalidRequest, StorageError
+
+log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 5.0
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -76,7 +79,8 @@ def storage_error(error: BaseException, where: str) -> StorageError:
             return StorageError(f"{what} ({where})", hint=remedy, cause=text)
     if isinstance(original, OSError):
         return StorageError(f"no database answers ({where})", hint="Start it, or check the --database URL.", cause=text)
-    return StorageError(f"the database refused ({where})", hint="The cause is in the log.", cause=text)
+    log.error("the database refused", exc_info=error)
+    return StorageError(f"the database refused ({where})", hint="The log has the whole story.", cause=text)
 
 
 class Database:
@@ -100,6 +104,7 @@ class Database:
             ) from error
         if url.get_backend_name() == "sqlite":
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+            await asyncio.to_thread(_check_sqlite, url)
         database = cls(engine, where)
         try:
             async with database.write() as connection:
@@ -146,6 +151,21 @@ def _engine_options(url: URL) -> dict[str, object]:
 
 def _dump_json(value: object) -> str:
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _check_sqlite(url: URL) -> None:
+    """Whether the file can be opened and written. With the plain driver, because the asynchronous one leaves a thread
+    behind when it cannot connect, which then prints a traceback of its own. Raises StorageError."""
+    path = url.database or ":memory:"
+    try:
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise storage_error(error, path) from error
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

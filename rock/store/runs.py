@@ -87,12 +87,12 @@ class RunStore:
             step_before = await connection.scalar(select(RunRow.step).where(RunRow.id == run_id))
             if step_before is None:
                 raise unknown_run(run_id)
-            query = select(MetricRow.step, MetricRow.values).where(
+            query = select(MetricRow.step, MetricRow.numbers).where(
                 MetricRow.run_id == run_id, MetricRow.step.in_(list(merged))
             )
             before = {row[0]: row[1] for row in (await connection.execute(query)).all()}
             rows = [
-                {"run_id": run_id, "step": p.step, "at": p.at, "values": {**before.get(p.step, {}), **p.values}}
+                {"run_id": run_id, "step": p.step, "at": p.at, "numbers": {**before.get(p.step, {}), **p.values}}
                 for p in merged.values()
             ]
             await upsert(connection, MetricRow, rows)
@@ -102,7 +102,7 @@ class RunStore:
 
     async def metrics(self, run_id: str, since_step: int = 0) -> list[MetricPoint]:
         query = (
-            select(MetricRow.step, MetricRow.at, MetricRow.values)
+            select(MetricRow.step, MetricRow.at, MetricRow.numbers)
             .where(MetricRow.run_id == run_id, MetricRow.step >= since_step)
             .order_by(MetricRow.step)
         )

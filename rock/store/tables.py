@@ -132,7 +132,7 @@ class MetricRow(Base):
     run_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     step: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
-    values: Mapped[dict[str, Any]] = mapped_column("values_json", JSON)
+    numbers: Mapped[dict[str, Any]] = mapped_column(JSON)
     __table_args__ = (ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),)
 
 
