@@ -1,0 +1,91 @@
+"""What a sandbox under bubblewrap is made of, as a command line. Reads the host's layout, starts nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from rock.runtimes.shared import INSIDE, UNPRIVILEGED, environ_of, guest_argv, user_of
+from rock.wire.models import SandboxSpec
+
+HOST_IMAGE = "host"
+_BUNDLE_INSIDE = "/opt/rock/env"
+
+# Of /etc only what programs need to run; names, keys and settings of the host stay outside.
+_ETC = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "alternatives",
+    "nsswitch.conf",
+    "localtime",
+    "ssl/certs",
+    "mime.types",
+)
+
+
+def bwrap_argv(
+    sandbox_id: str, spec: SandboxSpec, shared_dir: Path, bundle: Path | None, folder: Path, status_fd: int
+) -> list[str]:
+    uid, gid = user_of(spec) if spec.user else (UNPRIVILEGED, UNPRIVILEGED)
+    prefix = Path(sys.base_prefix)
+    argv = ["bwrap", "--unshare-all", "--unshare-user", "--new-session", "--cap-drop", "ALL"]
+    argv += ["--hostname", sandbox_id, "--uid", str(uid), "--gid", str(gid), "--json-status-fd", str(status_fd)]
+    if spec.network == "bridge":
+        argv += ["--share-net", "--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
+    argv += _host_system()
+    if not prefix.is_relative_to("/usr"):
+        argv += ["--ro-bind", str(prefix), str(prefix)]
+    argv += ["--ro-bind", str(folder / "passwd"), "/etc/passwd", "--ro-bind", str(folder / "group"), "/etc/group"]
+    if bundle is not None:
+        argv += ["--ro-bind", str(bundle), _BUNDLE_INSIDE]
+    size = str(spec.limits.tmpfs_bytes)
+    argv += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
+    argv += ["--remount-ro", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
+    argv += ["--bind", str(shared_dir), INSIDE, "--chdir", spec.workdir]
+    argv += ["--remount-ro", "/"] if spec.read_only else []
+    argv += ["--clearenv", "--setenv", "PATH", f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin"]
+    for name, value in environ_of(spec, sandbox_id).items():
+        argv += ["--setenv", name, value]
+    python = prefix / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return [*argv, "--", *_limits(spec), *guest_argv(spec, str(python))]
+
+
+def write_accounts(folder: Path) -> None:
+    """The user and group names that a sandbox sees."""
+    (folder / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n")
+    (folder / "group").write_text("root:x:0:\nnogroup:x:65534:\n")
+
+
+def _host_system() -> list[str]:
+    argv = ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        path = Path("/", name)
+        if path.is_symlink():
+            argv += ["--symlink", os.readlink(path), str(path)]
+        elif path.is_dir():
+            argv += ["--ro-bind", str(path), str(path)]
+    for name in _ETC:
+        argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    return argv
+
+
+def _limits(spec: SandboxSpec) -> list[str]:
+    """Set inside, by prlimit: a limit on processes set outside would count all of the user's processes on the host.
+
+    Memory is RLIMIT_DATA, per process; RLIMIT_AS would refuse what is only reserved, as numpy and threads do.
+    """
+    limits = spec.limits
+    argv = ["prlimit", f"--nofile={limits.open_files}", f"--fsize={limits.file_size_bytes}", "--core=0"]
+    argv.append(f"--data={limits.memory_bytes}")
+    if os.geteuid() != 0 and _counts_processes_per_namespace():
+        argv.append(f"--nproc={limits.pids}")
+    return argv
+
+
+def _counts_processes_per_namespace() -> bool:
+    """Since Linux 5.14; before, the limit would count what the user runs elsewhere."""
+    major, minor = os.uname().release.split(".")[:2]
+    digits = "".join(character for character in minor if character.isdigit())
+    return (int(major), int(digits or 0)) >= (5, 14)
