@@ -148,7 +148,8 @@ class Rock:
         """A plain sandbox of ``image`` for commands and files; use it with ``async with``.
 
         Without network and with a read-only root, unless a full ``spec`` says otherwise. Give ``image`` (with
-        ``limits`` and ``environ`` if you like) or ``spec``; with neither, the platform's base image is used.
+        ``limits`` and ``environ`` if you like) or ``spec``. Images: what Docker has locally or can pull
+        (``rock image build`` makes ``rock-base:pyX.Y``); under bubblewrap ``host``.
         """
         return Sandbox(
             HeldLease(

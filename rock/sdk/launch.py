@@ -73,11 +73,9 @@ def ensure_platform(
     argv += ["--port", str(_default_or_free_port() if port is None else port)]
     if capacity is not None:
         argv += ["--capacity", str(capacity)]
-    if database is not None:
-        argv += ["--database", database]
     for name, count in (pools or {}).items():
         argv += ["--pool", f"{name}={count}"]
-    _start(argv, timeout_s)
+    _start(argv, database, timeout_s)
     server = read_server(directory)
     if server is None or not server.alive:
         raise PlatformUnavailable(
@@ -86,9 +84,11 @@ def ensure_platform(
     return Launched(server.url, True)
 
 
-def _start(argv: list[str], timeout_s: float) -> None:
+def _start(argv: list[str], database: str | None, timeout_s: float) -> None:
+    # By the environment: the URL of a database may hold a password, and arguments can be read by everyone.
+    environ = os.environ if database is None else {**os.environ, "ROCK_DATABASE": database}
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False, env=environ)
     except subprocess.TimeoutExpired as error:
         raise DeadlineExceeded(
             f"The platform did not come up within {timeout_s:g} s.", hint="Run `rock up` in a terminal to see why."

@@ -36,7 +36,7 @@ class ShellResult:
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     name: str
-    kind: Literal["file", "directory", "link", "other"]
+    kind: Literal["file", "dir", "link", "other"]
     size_bytes: int
     mtime_s: float
     """Seconds since the epoch."""
@@ -156,13 +156,14 @@ class Sandbox:
     ) -> int:
         """Write ``data`` (text as UTF-8) to a file, replacing it; returns its size in bytes.
 
-        Raises: NotFound (caller) if the directory does not exist, InvalidRequest (caller) if it may not be written.
+        Missing directories are made. Raises: InvalidRequest (caller) if it may not be written, StorageError (caller: no
+        room in the sandbox).
         """
         raw = data.encode() if isinstance(data, str) else data
-        written = 0
+        size_bytes = 0
         for start in range(0, max(len(raw), 1), CHUNK_BYTES):
-            written += await self._append(path, raw[start : start + CHUNK_BYTES], start > 0, mode, timeout_s)
-        return written
+            size_bytes = await self._append(path, raw[start : start + CHUNK_BYTES], start > 0, mode, timeout_s)
+        return size_bytes
 
     async def upload(self, local: str | Path, path: str, *, timeout_s: float = 60.0) -> None:
         """Copy a file, or a directory with everything in it, from here to ``path`` in the sandbox.
@@ -191,17 +192,20 @@ class Sandbox:
         target = Path(local)
         entries = await self._directory(path)
         if entries is None:
+            chunks = self._chunks(path, timeout_s)
+            first = await anext(chunks)  # before the target is touched: there may be no such file
             with await asyncio.to_thread(target.open, "wb") as file:
-                async for chunk in self._chunks(path, timeout_s):
+                await asyncio.to_thread(file.write, first)
+                async for chunk in chunks:
                     await asyncio.to_thread(file.write, chunk)
             return
         await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
         for entry in entries:
-            if entry.kind in {"file", "directory"} and "/" not in entry.name and entry.name not in {"", ".", ".."}:
+            if entry.kind in {"file", "dir"} and "/" not in entry.name and entry.name not in {"", ".", ".."}:
                 await self.download(posixpath.join(path, entry.name), target / entry.name, timeout_s=timeout_s)
 
     async def list_files(self, path: str = ".", *, timeout_s: float = 30.0) -> list[FileEntry]:
-        """What is in a directory. Raises NotFound (caller), InvalidRequest (caller) if it is no directory."""
+        """What is in a directory. Raises NotFound (caller) if there is none of that name."""
         value = await self._held.call("file.list", timeout_s=timeout_s, path=path)
         return [FileEntry(**{name: raw[name] for name in FileEntry.__slots__}) for raw in value["entries"]]
 
@@ -209,7 +213,7 @@ class Sandbox:
         """The entries, or None when it is a file."""
         try:
             return await self.list_files(path)
-        except InvalidRequest:
+        except NotFound:  # a file, or nothing: reading it will tell
             return None
 
     async def _append(self, path: str, chunk: bytes, append: bool, mode: int | None, timeout_s: float) -> int:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
-from rock.domain.errors import Conflict, InvalidAction
+from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, RockError
 from rock.sdk.lease import HeldLease
 from rock.wire.models import LeaseView
 
@@ -126,7 +126,8 @@ class EnvSession:
         Raises: InvalidAction (agent: not yet reset, the episode is over, the action is of the wrong type);
         EnvironmentError (environment: its own code raised, the episode is void); SandboxLost (platform: the episode
         is void, the evidence is in ``cause``; raised at once when a heartbeat tells of it); DeadlineExceeded
-        (platform: not within ``timeout_s``); LeaseExpired (caller: the session is not open).
+        (platform: not within ``timeout_s``); Conflict (caller: another action while one that timed out still runs);
+        LeaseExpired (caller: the session is not open).
         """
         async with self._busy:
             if self._next_seq is None:
@@ -149,7 +150,7 @@ class EnvSession:
         return value["value"]
 
     async def _numbered(self, op: str, timeout_s: float, **fields: Any) -> dict[str, Any]:
-        """Send the request with the episode's next number, which is used up only by an answer."""
+        """Send the request with the episode's next number; used up unless the guest refused it or may yet answer."""
         seq = self._next_seq
         assert seq is not None
         try:
@@ -157,8 +158,13 @@ class EnvSession:
         except Conflict as error:
             raise Conflict(
                 f"{error.message} (request {seq} of the episode)",
-                hint="After a time-out give the same action again, or reset.",
+                hint="After a time-out give the same action again, or open another session.",
                 cause=error.cause,
             ) from error
+        except (InvalidAction, DeadlineExceeded):
+            raise
+        except RockError:
+            self._next_seq = seq + 1
+            raise
         self._next_seq = seq + 1
         return value

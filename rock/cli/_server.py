@@ -1,0 +1,85 @@
+"""The process that serves: the platform of a state directory from its lock to its last sandbox.
+
+Invariants: the lock and the port are had before anything is started; ``server.json`` exists only while the address
+answers; however serving ends, what the platform owns is removed, unless it was asked to leave the sandboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+
+from rock.api.app import create_app
+from rock.api.server import serve as serve_api
+from rock.cli import _state
+from rock.cli._output import say
+from rock.cli._settings import Settings
+from rock.cluster.local import Platform
+from rock.domain.errors import Conflict
+from rock.sdk.home import server_path
+
+
+def serve(settings: Settings) -> None:
+    """Until a signal or a shutdown request. Raises Conflict (port or home in use) and all that Platform.open raises."""
+    level = logging.DEBUG if os.environ.get("ROCK_DEBUG") else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for noisy in ("httpx", "httpcore", "docker", "urllib3", "alembic", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with _state.serving(settings.home):
+        _refuse_taken_port(settings.host, settings.port)
+        asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    platform = await Platform.open(settings.platform())
+    keep = False
+    try:
+        await serve_api(
+            create_app(platform.control),
+            settings.host,
+            settings.port,
+            lambda url: _ready(settings, platform, url),
+        )
+        keep = platform.control.keep_sandboxes
+    finally:
+        # From here on the address no longer answers.
+        server_path(settings.home).unlink(missing_ok=True)
+        await platform.close(keep_sandboxes=keep)
+
+
+def _ready(settings: Settings, platform: Platform, url: str) -> None:
+    _state.publish(settings.home, url)
+    say(f"The platform serves at [bold]{url}[/] (runtime {platform.runtime.name}). Ctrl-C stops it.")
+    if reason := fallback_reason(settings.runtime, platform.runtime.name):
+        say(f"[yellow]{reason}[/]")
+
+
+def fallback_reason(asked: str, got: str) -> str:
+    """Why it is not Docker, if nobody asked for anything else; empty if it is."""
+    if asked != "auto" or got == "docker":
+        return ""
+    from rock.cli._output import escape
+    from rock.runtimes.docker import check_docker
+
+    found = check_docker()
+    return escape(f"Sandboxes run under {got}, not Docker: {found.detail}. {found.remedy}")
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """Before sandboxes are adopted or started for nothing. The real bind may still lose a race, and says the same."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Conflict(
+                    f"Port {port} on {host} is in use.",
+                    hint=f"Another platform or program has it; choose another: rock up --port {port + 1} (or 0).",
+                ) from error

@@ -1,0 +1,91 @@
+"""``rock doctor``: what this machine lacks, and the command that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from rock.cli._output import JsonOption, console, escape, print_json, table
+
+if TYPE_CHECKING:
+    from rock.cli._checks import Check
+
+STYLE = {"ok": "green", "missing": "yellow", "blocks": "bold red"}
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine: Python, runtimes, disk, port, browser, packages, and sandboxes without an owner.
+
+    Each line says what was found and, where something is missing, the exact command that mends it. The exit code is 1
+    only if something keeps the platform from running; what is merely missing is left to you.
+
+    Examples:
+      rock doctor
+      rock doctor --json
+    """
+    import asyncio
+    from dataclasses import asdict
+
+    from rock.sdk.home import rock_home
+
+    checks = asyncio.run(_all(rock_home()))
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        made = table("check", "", "found", "to mend it")
+        for check in checks:
+            style = STYLE[check.verdict]
+            made.add_row(check.name, f"[{style}]{check.verdict}[/]", escape(check.found), escape(check.remedy))
+        console().print(made)
+    if any(check.verdict == "blocks" for check in checks):
+        raise typer.Exit(1)
+
+
+async def _all(home: Path) -> list[Check]:
+    from rock.cli._checks import local_checks
+
+    return [*local_checks(home), *[check async for check in _runtimes()], *[check async for check in _leaks(home)]]
+
+
+async def _runtimes() -> AsyncIterator[Check]:
+    """One runtime is enough; none blocks."""
+    from rock.cli._checks import Check, Verdict
+    from rock.cli._sweep import REAL_RUNTIMES
+    from rock.cluster.local import make_runtime
+    from rock.cluster.settings import PlatformSettings
+
+    found = []
+    for name in REAL_RUNTIMES:
+        runtime = make_runtime(name, "doctor", PlatformSettings(home=Path("/nonexistent")))
+        try:
+            found.append((name, await runtime.check()))
+        finally:
+            await runtime.close()
+    lacking = Verdict.MISSING if any(seen.ok for _, seen in found) else Verdict.BLOCKS
+    for name, seen in found:
+        yield Check(name, Verdict.OK if seen.ok else lacking, seen.detail, seen.remedy)
+
+
+async def _leaks(home: Path) -> AsyncIterator[Check]:
+    """Sandboxes of this home's instance while nothing serves it."""
+    from rock.cli import _state
+    from rock.cli._checks import Check, Verdict
+    from rock.cli._sweep import left_behind
+    from rock.domain.errors import RockError
+
+    if _state.lock_is_held(home):
+        yield Check("leftovers", Verdict.OK, "the platform looks after its sandboxes")
+        return
+    try:
+        seen = await left_behind(home)
+    except RockError as error:
+        yield Check("leftovers", Verdict.MISSING, str(error))
+        return
+    if seen:
+        names = ", ".join(f"{one.sandbox_id} ({runtime})" for runtime, one in seen[:5])
+        yield Check("leftovers", Verdict.MISSING, f"{len(seen)} sandboxes without a platform: {names}", "rock down")
+    else:
+        yield Check("leftovers", Verdict.OK, "none")

@@ -1,0 +1,175 @@
+"""``rock sandbox``: create, list, look into and remove single sandboxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rock.cli._output import JsonOption, age, console, escape, notes, print_json, say, state
+from rock.cli.ps import ps
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rock.sdk import LeaseView, Rock, SandboxSpec, SandboxView
+
+app = typer.Typer(no_args_is_help=True, help="Create, look into and remove single sandboxes.")
+app.command("ls")(ps)
+
+
+@app.command()
+def create(
+    image: Annotated[str, typer.Argument(help="Image to run; none for the platform's base image.")] = "",
+    env: Annotated[str, typer.Option(help="Host this environment instead.")] = "",
+    ttl_s: Annotated[float, typer.Option("--ttl", min=1, max=86_400, help="Seconds until it is removed.")] = 3600.0,
+    wait_s: Annotated[float, typer.Option("--wait", min=0, max=3600, help="Seconds to wait for room.")] = 60.0,
+    cpus: Annotated[float, typer.Option(min=0.01, max=256, help="Processors it may use.")] = 1.0,
+    memory_mb: Annotated[int, typer.Option("--memory", min=16, help="Memory it may use, in MiB.")] = 512,
+    environ: Annotated[list[str], typer.Option("--environ", "-e", metavar="NAME=VALUE", help="Set a variable.")] = [],  # noqa: B006 - typer copies it
+    network: Annotated[str, typer.Option(help="none or bridge. Less safe than the default: bridge.")] = "none",
+    writable: Annotated[bool, typer.Option("--writable", help="A writable root. Less safe.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create a sandbox and print its id.
+
+    It has no network, a read-only root with a small /tmp, no capabilities, and limits on memory, processes and
+    processors, unless options loosen that; what is loosened shows in `rock ps`. It is removed after --ttl seconds, or
+    by `rock sandbox rm`, or with the platform.
+
+    Examples:
+      rock sandbox create
+      rock sandbox create python:3.12-slim --memory 1024 --ttl 600
+      rock exec $(rock sandbox create) python3 -c 'print(6 * 7)'
+    """
+    from rock.cli._client import ask
+    from rock.sdk.client import lease_request
+
+    if env and image:
+        raise typer.BadParameter("give an image or --env, not both", param_hint="--env")
+    plain = not environ and not writable and (cpus, memory_mb, network) == (1.0, 512, "none")
+    if env and not plain:
+        raise typer.BadParameter("an environment's env.toml says how its sandboxes are made", param_hint="--env")
+    labels = {"by": "rock sandbox create"}
+
+    async def take(rock: Rock) -> LeaseView:
+        if env:
+            return await rock.create_lease(lease_request(env=env, ttl_s=ttl_s, wait_s=wait_s, labels=labels))
+        chosen = image or base_image((await rock.health()).runtime)
+        spec = None if plain else _spec(chosen, cpus, memory_mb, environ, network, writable)
+        return await rock.create_lease(lease_request(chosen, spec=spec, ttl_s=ttl_s, wait_s=wait_s, labels=labels))
+
+    lease = ask(take)
+    if as_json:
+        print_json(lease.model_copy(update={"token": ""}))
+    else:
+        say(lease.sandbox_id)
+
+
+def base_image(runtime: str) -> str:
+    """What a plain sandbox runs when nobody says."""
+    if runtime != "docker":
+        return "host"
+    from rock.runtimes.images import BASE_TAG
+
+    return BASE_TAG
+
+
+def _spec(image: str, cpus: float, memory_mb: int, environ: list[str], network: str, writable: bool) -> SandboxSpec:
+    from pydantic import ValidationError
+
+    from rock.sdk import Limits, SandboxSpec
+
+    pairs = [item.partition("=") for item in environ]
+    if bad := [item for item, pair in zip(environ, pairs, strict=True) if not pair[0] or not pair[1]]:
+        raise typer.BadParameter(f"{bad[0]!r} is not NAME=VALUE", param_hint="--environ")
+    try:
+        return SandboxSpec.model_validate(
+            {
+                "image": image,
+                "environ": {name: value for name, _, value in pairs},
+                "limits": Limits(cpus=cpus, memory_bytes=memory_mb << 20),
+                "network": network,
+                "read_only": not writable,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise typer.BadParameter(first["msg"], param_hint=f"--{first['loc'][0]}") from error
+
+
+@app.command()
+def rm(
+    sandboxes: Annotated[list[str], typer.Argument(help="Ids of sandboxes.", metavar="SANDBOX...")],
+) -> None:
+    """Remove sandboxes, whoever holds them. An episode that runs in one is void, never scored.
+
+    Examples:
+      rock sandbox rm sb-0123456789
+    """
+    from rock.cli._client import ask
+    from rock.sdk import NotFound
+
+    async def remove(rock: Rock) -> list[str]:
+        missing = []
+        for sandbox_id in sandboxes:
+            try:
+                await rock.remove_sandbox(sandbox_id)
+            except NotFound:
+                missing.append(sandbox_id)
+            else:
+                say(f"removed {escape(sandbox_id)}")
+        return missing
+
+    if missing := ask(remove):
+        raise NotFound(f"No such sandbox: {', '.join(missing)}.", hint="`rock ps` lists what there is.")
+
+
+@app.command()
+def inspect(
+    sandbox: Annotated[str, typer.Argument(help="Id of a sandbox.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything known of a sandbox: its state, its limits, and the evidence if it failed.
+
+    Examples:
+      rock sandbox inspect sb-0123456789
+      rock sandbox inspect sb-0123456789 --json
+    """
+    from rock.cli._client import ask
+
+    view = ask(lambda rock: rock.sandbox_view(sandbox))
+    if as_json:
+        print_json(view)
+    else:
+        _print_view(console(), view)
+
+
+def _print_view(out: Console, view: SandboxView) -> None:
+    from rock.cli._output import size
+    from rock.domain.sandbox import MEANING
+
+    limits = view.spec.limits
+    rows = {
+        "state": f"{state(view.state.value)}  {MEANING[view.state]}",
+        "node": f"{escape(view.node)} ({view.runtime})",
+        "image": escape(view.spec.image),
+        "environment": escape(view.spec.env),
+        "lease": escape(view.lease_id),
+        "run": escape(view.run_id),
+        "created": f"{view.created_at:%Y-%m-%d %H:%M:%S} UTC, {age(view.created_at)} ago",
+        "started in": f"{view.start_s:.2f} s" if view.start_s is not None else "",
+        "handle": escape(view.handle),
+        "limits": f"{limits.cpus:g} cpus, {size(limits.memory_bytes)}, {limits.pids} processes, "
+        f"/tmp {size(limits.tmpfs_bytes)}",
+        "network": view.spec.network,
+        "notes": notes(view),
+    }
+    out.print(f"[bold]{view.id}[/]")
+    for name, value in rows.items():
+        if value:
+            out.print(f"  {name:<12} {value}")
+    if view.evidence is not None and view.evidence.last_output:
+        out.print("  last output")
+        for line in view.evidence.last_output:
+            out.print(f"    {escape(line)}")

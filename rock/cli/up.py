@@ -1,0 +1,116 @@
+"""``rock up``: the platform on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rock.cli._output import escape, say
+
+if TYPE_CHECKING:
+    from rock.cli._settings import Settings
+    from rock.sdk.home import ServerFile
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+RUNTIMES = ("auto", "docker", "bubblewrap", "fake")
+
+
+def up(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Elsewhere than loopback needs ROCK_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 for a free one.")] = 7625,
+    runtime: Annotated[
+        str, typer.Option(help="auto, docker, bubblewrap or fake (for tests of the platform).")
+    ] = "auto",
+    database: Annotated[
+        str, typer.Option(help="URL of the database; none for SQLite in the state directory.", envvar="ROCK_DATABASE")
+    ] = "",
+    capacity: Annotated[int, typer.Option(min=0, help="Sandboxes at most; 0 for what the machine can hold.")] = 0,
+    pool: Annotated[
+        list[str], typer.Option("--pool", metavar="NAME=N", help="Keep N sandboxes of an environment ready.")
+    ] = [],  # noqa: B006 - typer copies it
+    home: Annotated[
+        Path | None, typer.Option(help="Directory of the platform's state.", envvar="ROCK_HOME", show_default="~/.rock")
+    ] = None,
+) -> None:
+    """Start the platform on this machine: its control plane, its API and one node.
+
+    Sandboxes run under Docker, or under bubblewrap where no Docker engine can be used. What an earlier platform of the
+    same state directory left running is taken over. If one runs already, this says where and changes nothing.
+
+    In the foreground, Ctrl-C stops the platform and removes its sandboxes; with -d, `rock down` does.
+
+    Examples:
+      rock up -d
+      rock up -d --pool alfworld=8
+      rock up --port 8000 --runtime bubblewrap --home /data/rock
+      ROCK_KEY=$(cat key) rock up -d --host 0.0.0.0
+    """
+    from rock.cli import _daemon, _state
+    from rock.cli._settings import Settings
+    from rock.sdk.home import rock_home
+
+    pools = _pools(pool)
+    if runtime not in RUNTIMES:
+        raise typer.BadParameter(f"{runtime!r} is none of {', '.join(RUNTIMES)}", param_hint="--runtime")
+    _refuse_open_door(host)
+    directory = rock_home(home)
+    os.environ["ROCK_HOME"] = str(directory)
+    if _state.lock_is_held(directory) and (running := _state.running_server(directory)) is not None:
+        _already(running)
+        return
+    settings = Settings(
+        home=directory, host=host, port=port, runtime=runtime, database=database, capacity=capacity, pools=pools
+    )
+    if detach:
+        _started(_daemon.start(settings), settings)
+        return
+    from rock.cli._server import serve
+
+    serve(settings)
+
+
+def _pools(items: list[str]) -> dict[str, int]:
+    pools = {}
+    for item in items:
+        name, found, count = item.partition("=")
+        if not name or not found or not count.isdigit():
+            raise typer.BadParameter(f"{item!r} is not NAME=NUMBER, such as alfworld=8", param_hint="--pool")
+        pools[name] = int(count)
+    return pools
+
+
+def _refuse_open_door(host: str) -> None:
+    if host not in LOOPBACK and not os.environ.get("ROCK_KEY"):
+        raise typer.BadParameter(
+            f"{host} can be reached from other machines; set ROCK_KEY to a secret, which clients then need",
+            param_hint="--host",
+        )
+
+
+def _already(server: ServerFile) -> None:
+    say(
+        f"The platform already runs at [bold]{server.url}[/] "
+        f"(pid {server.pid}, since {server.started_at.astimezone():%Y-%m-%d %H:%M:%S}). Its settings are unchanged; "
+        "`rock down` stops it."
+    )
+
+
+def _started(server: ServerFile, settings: Settings) -> None:
+    from rock.cli._client import ask_at
+    from rock.cli._server import fallback_reason
+
+    health = ask_at(server.url, lambda rock: rock.health())
+    say(
+        f"The platform runs at [bold]{server.url}[/] "
+        f"(pid {health.pid}, runtime {health.runtime}, state in {settings.home})."
+    )
+    if reason := fallback_reason(settings.runtime, health.runtime):
+        say(f"[yellow]{reason}[/]")
+    if health.detail:
+        say(f"[yellow]{escape(health.detail)}[/]")
