@@ -107,6 +107,7 @@ def outcome_figure(metrics: pd.DataFrame, theme: Theme, height: int = 340) -> go
             mode="markers+lines",
             marker={"color": colour(Tone.ASIDE, theme), "size": 9, "symbol": "diamond"},
             line={"color": _faded(colour(Tone.ASIDE, theme), 0.5), "dash": "dot", "width": 1.5},
+            error_y=_interval_bars(metrics, evaluated),
             hovertemplate="%{y:.1%}",
         )
     bounded = reward.empty or _same(reward, success) or (reward.min() >= 0 and reward.max() <= 1)
@@ -114,6 +115,16 @@ def outcome_figure(metrics: pd.DataFrame, theme: Theme, height: int = 340) -> go
     if bounded:
         figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", dtick=0.25)
     return figure
+
+
+def _interval_bars(metrics: pd.DataFrame, evaluated: pd.Series) -> dict[str, object]:
+    """The 95 % intervals of the evaluations, if they were reported."""
+    low, high = Series.EVAL_LOW.of(metrics), Series.EVAL_HIGH.of(metrics)
+    if low.empty or high.empty:
+        return {"visible": False}
+    above = (high.reindex(evaluated.index) - evaluated).fillna(0)
+    below = (evaluated - low.reindex(evaluated.index)).fillna(0)
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.5, "width": 4}
 
 
 def _same(a: pd.Series, b: pd.Series) -> bool:
@@ -130,9 +141,11 @@ def tokens_figure(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> go.
 
 
 def staleness_figure(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> go.Figure:
-    """How many versions behind the learner the trained tokens were."""
+    """How many versions behind the learner the trained episodes were at their start, and their tokens when sampled."""
     figure = _base(theme, height)
     _line(figure, Series.STALENESS_MEAN.of(metrics), "mean", colour(Tone.ASIDE, theme), hover="%{y:.2f}")
+    tokens = Series.STALENESS_TOKENS.of(metrics)
+    _line(figure, tokens, "mean of the tokens", colour(Tone.POLICY, theme), dash="dot", hover="%{y:.2f}")
     worst, _ = thin(Series.STALENESS_MAX.of(metrics))
     if len(worst):
         figure.add_scatter(

@@ -41,7 +41,10 @@ class Series(Enum):
     TOKENS_PER_S = ("rollout/tokens_per_s", "engine/tokens_per_s", "throughput/tokens_per_s")
     STALENESS_MEAN = ("staleness/mean",)
     STALENESS_MAX = ("staleness/max",)
+    STALENESS_TOKENS = ("staleness/token_mean",)
     EVAL_SUCCESS = ("eval/success",)
+    EVAL_LOW = ("eval/low",)
+    EVAL_HIGH = ("eval/high",)
 
     def column(self, frame: pd.DataFrame) -> str | None:
         return next((name for name in self.value if name in frame.columns), None)
@@ -223,12 +226,24 @@ def thin(series: pd.Series, limit: int = MAX_POINTS) -> tuple[pd.Series, int]:
 
 
 def other_metrics(frame: pd.DataFrame) -> dict[str, list[str]]:
-    """Metrics without a meaning of their own here, by area: ``{"learner": ["learner/loss", …]}``."""
+    """Metrics without a meaning of their own here, by area: ``{"learner": ["learner/loss", …]}``.
+
+    Those reported for one step only are no curve; see :func:`single_values`."""
     areas: dict[str, list[str]] = {}
     for name in sorted(set(frame.columns) - KNOWN_NAMES - {"at"}):
-        if frame[name].notna().any():
+        if frame[name].count() > 1:
             areas.setdefault(str(name).partition("/")[0], []).append(str(name))
     return areas
+
+
+def single_values(frame: pd.DataFrame) -> list[tuple[str, float, int]]:
+    """Metrics reported once, such as the loss of the warm start: name, value, step."""
+    found = []
+    for name in sorted(set(frame.columns) - KNOWN_NAMES - {"at"}):
+        values = frame[name].dropna()
+        if len(values) == 1:
+            found.append((str(name), float(values.iloc[0]), int(values.index[0])))
+    return found
 
 
 ACCOUNT_MEANING: dict[LedgerState, str] = {

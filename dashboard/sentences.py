@@ -29,6 +29,7 @@ from rock.sdk import (
 )
 
 SILENT_S = 120.0  # a step of the slowest recipe here takes seconds; see also SILENT_STEPS
+QUIET_WORK_S = 900.0  # starting and warm start report nothing until they are done
 SILENT_STEPS = 6.0
 PACE_STEPS = 20  # steps from which the time left is estimated
 VOID_WORRIES = 0.05  # above it, the platform rather than the policy decides what is learned from
@@ -87,13 +88,21 @@ class RunFacts:
 
 
 def run_facts(
-    run: RunView, metrics: pd.DataFrame, ledger: LedgerView | None, events: Sequence[EventView], now: datetime
+    run: RunView,
+    metrics: pd.DataFrame,
+    ledger: LedgerView | None,
+    events: Sequence[EventView],
+    now: datetime,
+    *,
+    last_episode_at: datetime | None = None,
 ) -> RunFacts:
+    """``last_episode_at``: when the youngest episode ended; an evaluation reports episodes long before a rate."""
     step = max(run.step, int(metrics.index.max()) if len(metrics) else 0)
     step_s = pace(metrics)
     ended = ledger.dispatched - ledger.accounts.get(LedgerState.IN_FLIGHT, 0) if ledger else 0
     voids = ledger.accounts.get(LedgerState.VOID, 0) if ledger else 0
-    heard_at = max([text.utc(run.updated_at), *(metrics["at"].dropna().tail(1) if len(metrics) else [])])
+    heard = [run.updated_at, *(metrics["at"].dropna().tail(1) if len(metrics) else []), last_episode_at]
+    heard_at = min(text.utc(now), max(text.utc(at) for at in heard if at is not None))
     incidents = sorted((e for e in events if e.kind in INCIDENTS), key=lambda e: text.utc(e.at))
     left = (run.total_steps - step) * step_s if step_s is not None and run.status == "training" else None
     success = Series.SUCCESS.of(metrics)
@@ -141,6 +150,8 @@ def pace(metrics: pd.DataFrame) -> float | None:
 def silent(run: RunView, facts: RunFacts) -> bool:
     """Whether an unfinished run has said nothing for longer than its own pace explains."""
     patience = max(SILENT_S, SILENT_STEPS * (facts.step_s or 0.0))
+    if run.status in {"starting", "warm_start"}:
+        patience = QUIET_WORK_S
     return run.status in ACTIVE and facts.silent_s > patience
 
 

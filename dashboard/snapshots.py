@@ -4,8 +4,10 @@ events; a run's metrics are fetched once and then only what is new."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import pandas as pd
 
@@ -27,6 +29,7 @@ from rock.sdk import (
 EVENTS = 200
 RUN_EVENTS = 500
 RECHECKED_STEPS = 5  # of the steps known already, the last ones are asked for again: an evaluation may add to them
+WHOLE_EVERY_S = 60.0  # then all of them: a resumed run reports older steps again
 PAGE_SIZE = 50
 SEARCHED = 1000  # episodes looked through, latest first, when searching by task
 _SEARCH_PAGE = 200
@@ -67,22 +70,30 @@ class RunSnapshot:
     metrics: pd.DataFrame
     ledger: LedgerView
     events: Sequence[EventView]
+    last_episode_at: datetime | None
+    whole_at_s: float
+    """When all of the run's metrics were last read (monotonic)."""
 
 
 async def run_snapshot(rock: Rock, run_id: str, previous: RunSnapshot | None) -> RunSnapshot:
     known = dict(previous.points) if previous is not None else {}
-    run, ledger, events = await asyncio.gather(
-        rock.run(run_id), rock.ledger(run_id), rock.events(limit=RUN_EVENTS, run_id=run_id)
+    run, ledger, events, last = await asyncio.gather(
+        rock.run(run_id),
+        rock.ledger(run_id),
+        rock.events(limit=RUN_EVENTS, run_id=run_id),
+        rock.episodes(run_id, limit=1),
     )
-    if known and run.step < max(known):
-        known = {}  # resumed from an earlier step: what came after it is no longer this run's history
+    last_at = last.episodes[0].ended_at if last.episodes else None
+    whole_at_s = previous.whole_at_s if previous is not None else 0.0
+    if not known or time.monotonic() - whole_at_s > WHOLE_EVERY_S:
+        known, whole_at_s = {}, time.monotonic()
     since = max(0, max(known) - RECHECKED_STEPS) if known else 0
     new = await rock.metrics(run_id, since_step=since)
     fresh = {point.step: point for point in new}
     if previous is not None and known and all(known.get(step) == point for step, point in fresh.items()):
-        return RunSnapshot(run, previous.points, previous.metrics, ledger, events)
+        return RunSnapshot(run, previous.points, previous.metrics, ledger, events, last_at, whole_at_s)
     points = {**known, **fresh}
-    return RunSnapshot(run, points, metric_frame(points.values()), ledger, events)
+    return RunSnapshot(run, points, metric_frame(points.values()), ledger, events, last_at, whole_at_s)
 
 
 @dataclass(frozen=True, slots=True)

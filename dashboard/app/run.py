@@ -16,7 +16,7 @@ from dashboard.sentences import ACTIVE, PACE_STEPS, VOID_WORRIES, RunFacts, run_
 from dashboard.snapshots import RunSnapshot
 
 COLUMNS = 3  # of small charts
-AREAS_FIRST = ("learner", "train", "loss", "eval", "warm_start", "engine", "rollout")
+AREAS_SHOWN = frozenset({"learner", "critic", "loss"})
 
 
 def page() -> None:
@@ -42,7 +42,7 @@ def live() -> None:
         return
     now = common.now()
     snap = reading.value
-    facts = run_facts(snap.run, snap.metrics, snap.ledger, snap.events, now)
+    facts = run_facts(snap.run, snap.metrics, snap.ledger, snap.events, now, last_episode_at=snap.last_episode_at)
     note = common.source_note(
         reading, f"last word of the trainer {text.ago(facts.heard_at, now)}", snap.run.id, snap.run.detail
     )
@@ -148,12 +148,26 @@ def _ledger(snap: RunSnapshot) -> None:
 
 
 def _others(metrics: pd.DataFrame) -> None:
+    """Whatever else the trainer reports: the learner's curves, the rest when asked for."""
     areas = frames.other_metrics(metrics)
-    order = {area: i for i, area in enumerate(AREAS_FIRST)}
-    for area in sorted(areas, key=lambda a: (order.get(a, len(order)), a)):
-        st.html(markup.heading(area.replace("_", " ").capitalize(), "each step, as the trainer reports it"))
-        names = areas[area]
-        for start in range(0, len(names), COLUMNS):
-            for column, name in zip(st.columns(COLUMNS, gap="small"), names[start : start + COLUMNS], strict=False):
-                with column:
-                    common.chart(figures.metric_figure(metrics, name, common.theme()), name)
+    for area in sorted(set(areas) & AREAS_SHOWN):
+        _area(area, areas.pop(area), metrics)
+    singles = frames.single_values(metrics)
+    if singles:
+        st.html(markup.heading("Reported once"))
+        st.html(markup.tiles((_title(n), text.number(value), f"at step {step}", None) for n, value, step in singles))
+    if areas and st.toggle(f"Show {', '.join(sorted(areas))}", key="run_more"):
+        for area in sorted(areas):
+            _area(area, areas[area], metrics)
+
+
+def _area(area: str, names: list[str], metrics: pd.DataFrame) -> None:
+    st.html(markup.heading(_title(area).capitalize(), "each step, as the trainer reports it"))
+    for start in range(0, len(names), COLUMNS):
+        for column, name in zip(st.columns(COLUMNS, gap="small"), names[start : start + COLUMNS], strict=False):
+            with column:
+                common.chart(figures.metric_figure(metrics, name, common.theme()), name)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").replace("/", ": ")

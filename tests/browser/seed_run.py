@@ -47,6 +47,9 @@ def metrics(steps: int, start: datetime, rng: random.Random) -> list[MetricPoint
             "rollout/tokens_per_s": rng.gauss(1900, 120),
             "staleness/mean": abs(rng.gauss(0.9, 0.25)),
             "staleness/max": float(rng.choice((1, 2, 2, 2, 3))),
+            "staleness/token_mean": abs(rng.gauss(0.6, 0.2)),
+            "engine/busy": rng.uniform(0.7, 0.95),
+            "time/step_s": STEP_S,
             "learner/loss": rng.gauss(0.0, 0.02),
             "learner/entropy": 0.9 - 0.5 * progress + rng.gauss(0, 0.02),
             "learner/grad_norm": abs(rng.gauss(0.4, 0.1)),
@@ -54,7 +57,10 @@ def metrics(steps: int, start: datetime, rng: random.Random) -> list[MetricPoint
             "learner/kl": abs(rng.gauss(0.002, 0.001)),
         }
         if step % 40 == 0:
-            values["eval/success"] = 0.2 + 0.4 * progress
+            rate = 0.2 + 0.4 * progress
+            values |= {"eval/success": rate, "eval/low": rate - 0.06, "eval/high": rate + 0.06}
+        if step == 1:
+            values |= {"warm_start/loss": 0.41, "warm_start/demonstrations": 300.0}
         points.append(MetricPoint(step=step, at=start + timedelta(seconds=STEP_S * step), values=values))
     return points
 
