@@ -38,7 +38,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, RockError) and error.errno in _DISK_ERRORS:
         error = storage_error(error)
     if isinstance(error, RockError):
-        text = str(error)
+        text = f"{_sentence(error.message)} {_sentence(error.hint)}".strip()
         lines = [line for line in error.cause.splitlines() if line.strip()]
         if lines:
             text += "\n" + "\n".join(f"  {line}" for line in lines[-_CAUSE_LINES:])
@@ -49,6 +49,11 @@ def explain(error: BaseException) -> str:
     if type(error).__module__.rpartition(".")[2] == "errors":
         return str(error)
     return f"{type(error).__name__}: {error}\nThis is a bug. Run it again with `rock --debug …` to see where."
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if not text or text[-1] in ".!?:)" else f"{text}."
 
 
 @contextmanager

@@ -6,10 +6,10 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from rock.cluster.local import make_runtime
-from rock.cluster.settings import PlatformSettings, instance_of
+from rock.cluster.settings import instance_of
 from rock.domain.errors import RockError
 from rock.runtimes.base import Observed, Runtime
+from rock.runtimes.select import make_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ async def usable_runtimes(home: Path) -> AsyncIterator[Runtime]:
     """Those that work on this machine, each closed after its turn."""
     instance = instance_of(home)
     for name in REAL_RUNTIMES:
-        runtime = make_runtime(name, instance, PlatformSettings(home=home))
+        runtime = make_runtime(name, instance, home)
         try:
             if (await runtime.check()).ok:
                 yield runtime

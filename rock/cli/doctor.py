@@ -47,19 +47,18 @@ def doctor(as_json: JsonOption = False) -> None:
 async def _all(home: Path) -> list[Check]:
     from rock.cli._checks import local_checks
 
-    return [*local_checks(home), *[check async for check in _runtimes()], *[check async for check in _leaks(home)]]
+    return [*local_checks(home), *[check async for check in _runtimes(home)], *[check async for check in _leaks(home)]]
 
 
-async def _runtimes() -> AsyncIterator[Check]:
+async def _runtimes(home: Path) -> AsyncIterator[Check]:
     """One runtime is enough; none blocks."""
     from rock.cli._checks import Check, Verdict
     from rock.cli._sweep import REAL_RUNTIMES
-    from rock.cluster.local import make_runtime
-    from rock.cluster.settings import PlatformSettings
+    from rock.runtimes.select import make_runtime
 
     found = []
     for name in REAL_RUNTIMES:
-        runtime = make_runtime(name, "doctor", PlatformSettings(home=Path("/nonexistent")))
+        runtime = make_runtime(name, "doctor", home)
         try:
             found.append((name, await runtime.check()))
         finally:

@@ -42,8 +42,8 @@ def down(
         with _state.serving(directory):
             removed = asyncio.run(sweep(directory))
     if removed:
-        say(f"removed {removed} sandbox{'es' if removed != 1 else ''} that had been left")
-    if server is None and not removed:
-        say("nothing runs")
-    elif server is not None:
+        say(f"removed {removed} sandbox{'es' if removed != 1 else ''} that had been left behind")
+    if server is not None:
         say("stopped")
+    elif not removed:
+        say("nothing runs")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rock.cli import _contributed, doctor, down, env, exec_, image, logs, ps, sandbox, up, version
+from rock.cli import _contributed, _texts, doctor, down, env, exec_, image, logs, ps, sandbox, up, version
 from rock.cli._errors import told_to_people
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ app.add_typer(sandbox.app, name="sandbox", rich_help_panel=SANDBOXES)
 app.add_typer(env.app, name="env", rich_help_panel=ENVIRONMENTS)
 app.add_typer(image.app, name="image", rich_help_panel=ENVIRONMENTS)
 _contributed.add_to(app)
+_texts.reflow(app)
 
 
 def main() -> None:

@@ -38,13 +38,16 @@ def ps(
     if only and only not in set(SandboxState):
         raise InvalidRequest(f"{only!r} is no state of a sandbox.", hint=f"States: {', '.join(SandboxState)}.")
 
-    async def look(rock: Rock) -> tuple[Health, list[NodeView], list[SandboxView]]:
-        return await rock.health(), await rock.nodes(), await rock.sandboxes(state=only or None, run_id=run or None)
+    async def look(rock: Rock) -> tuple[Health, list[NodeView], list[SandboxView], list[SandboxView]]:
+        views = await rock.sandboxes(state=only or None, run_id=run or None)
+        if every and not only:
+            views += await rock.sandboxes(state=SandboxState.GONE, run_id=run or None)
+        failures = await rock.sandboxes(state=SandboxState.FAILED, run_id=run or None)
+        return await rock.health(), await rock.nodes(), list({view.id: view for view in views}.values()), failures
 
-    health, nodes, views = ask(look)
-    living = [view for view in views if every or only or view.state != SandboxState.GONE]
+    health, nodes, views, failures = ask(look)
     if as_json:
-        print_json(living)
+        print_json(views)
         return
     out = console()
     out.print(f"[bold]platform[/] {health.status}, runtime {health.runtime}, up {_up(health)}, pid {health.pid}")
@@ -52,11 +55,11 @@ def ps(
         out.print(f"[yellow]{escape(health.detail)}[/]")
     for node in nodes:
         out.print(_node_line(node))
-    out.print(sandbox_table(living) if living else "\nNo sandboxes. `rock sandbox create` makes one.")
-    shown = {view.id for view in living}
-    failures = [view for view in views if view.evidence is not None and view.id not in shown][:RECENT_FAILURES]
-    if failures:
-        out.print(sandbox_table(failures, title="Latest failures (`rock sandbox inspect ID` shows the evidence)"))
+    out.print(sandbox_table(views) if views else "\nNo sandboxes. `rock sandbox create` makes one.")
+    shown = {view.id for view in views}
+    latest = [view for view in failures if view.id not in shown][:RECENT_FAILURES]
+    if latest and not only:
+        out.print(sandbox_table(latest, title="Latest failures (`rock sandbox inspect ID` shows the evidence)"))
 
 
 def sandbox_table(views: list[SandboxView], title: str = "") -> Table:

@@ -129,7 +129,6 @@ class Transport:
         return PlatformUnavailable(
             f"No platform answers at {self.url}.",
             hint="Start one with `rock up -d`, or set ROCK_URL to where it runs.",
-            cause=f"{type(error).__name__}: {error}",
         )
 
     def _decode(self, response: httpx.Response, kind: Any) -> Any:
