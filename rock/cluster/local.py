@@ -13,11 +13,11 @@ from contextlib import AsyncExitStack
 from rock.cluster.settings import PlatformSettings, default_capacity, instance_of, run_dir_of
 from rock.control.catalog import Catalog
 from rock.control.control import Control, ControlConfig
-from rock.domain.errors import InvalidRequest, RuntimeUnavailable
 from rock.node.config import NodeConfig
 from rock.node.node import Node
 from rock.runtimes.base import Runtime
 from rock.runtimes.bundles import EnvCatalog
+from rock.runtimes.select import choose_runtime
 from rock.store.database import Database, database_url
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,10 @@ class Platform:
         async with AsyncExitStack() as undo:
             database = await Database.open(database_url(settings.database, settings.home))
             undo.push_async_callback(database.close)
-            chosen = runtime or await choose_runtime(settings.runtime, instance, settings)
-            node = Node(_node_config(settings, instance), chosen)
+            if runtime is None:
+                runtime, why = await choose_runtime(settings.runtime, instance, settings.home)
+                log.info("runtime=%s because: %s", runtime.name, why)
+            node = Node(_node_config(settings, instance), runtime)
             undo.push_async_callback(node.close, keep_sandboxes=True)
             await node.open()
             config = ControlConfig(instance, dict(settings.pools))
@@ -63,8 +65,8 @@ class Platform:
             undo.push_async_callback(control.close)
             await control.open()
             undo.pop_all()
-        log.info("instance=%s runtime=%s database=%s", instance, chosen.name, database.kind)
-        return cls(settings, instance, chosen, database, node, control)
+        log.info("instance=%s runtime=%s database=%s", instance, runtime.name, database.kind)
+        return cls(settings, instance, runtime, database, node, control)
 
     async def close(self, *, keep_sandboxes: bool = False) -> None:
         self.control.refuse_claims()
@@ -89,37 +91,3 @@ def _node_config(settings: PlatformSettings, instance: str) -> NodeConfig:
         reconcile_interval_s=settings.reconcile_interval_s,
         backoff=settings.backoff,
     )
-
-
-async def choose_runtime(name: str, instance: str, settings: PlatformSettings) -> Runtime:
-    """The runtime of that name; for ``auto`` the first that works here. Raises RuntimeUnavailable with the remedies."""
-    if name != "auto":
-        return make_runtime(name, instance, settings)
-    found = []
-    for candidate in ("docker", "bubblewrap"):
-        runtime = make_runtime(candidate, instance, settings)
-        availability = await runtime.check()
-        if availability.ok:
-            return runtime
-        await runtime.close()
-        found.append((candidate, availability))
-    raise RuntimeUnavailable(
-        "no runtime can be used here: " + "; ".join(f"{name}: {a.detail}" for name, a in found),
-        hint=" Or: ".join(a.remedy for _, a in found if a.remedy),
-    )
-
-
-def make_runtime(name: str, instance: str, settings: PlatformSettings) -> Runtime:
-    if name == "docker":
-        from rock.runtimes.docker import DockerRuntime
-
-        return DockerRuntime(instance)
-    if name == "bubblewrap":
-        from rock.runtimes.bubblewrap import BubblewrapRuntime
-
-        return BubblewrapRuntime(instance)
-    if name == "fake":
-        from rock.runtimes.fake import FakeRuntime
-
-        return FakeRuntime(instance)
-    raise InvalidRequest(f"unknown runtime {name!r}", hint="Use auto, docker, bubblewrap or fake.")

@@ -177,18 +177,14 @@ class Control:
     # --- sandboxes
 
     async def sandboxes(self, *, state: SandboxState | None = None, run_id: str = "") -> list[SandboxView]:
-        """The living ones; for ``failed`` and ``gone`` also those of the past, newest first (at most 500)."""
+        """The living ones, the youngest first; for ``failed`` and ``gone`` also those of the past (at most 500)."""
         found = {view.id: view for node in self._nodes.values() for view in await node.sandboxes()}
-        if state in _PAST:
-            assert state is not None
-            past = await self.history.past_sandboxes(state, run_id)
-            found = {**{view.id: view for view in past}, **{i: v for i, v in found.items() if v.state is state}}
-            return [view for view in found.values() if not run_id or view.run_id == run_id]
-        return [
-            view
-            for view in found.values()
-            if (state is None or view.state is state) and (not run_id or view.run_id == run_id)
-        ]
+        chosen = [view for view in found.values() if state is None or view.state is state]
+        if state is not None and state in _PAST:
+            ids = {view.id for view in chosen}
+            chosen += [view for view in await self.history.past_sandboxes(state, run_id) if view.id not in ids]
+        chosen = [view for view in chosen if not run_id or view.run_id == run_id]
+        return sorted(chosen, key=lambda view: view.created_at, reverse=True)
 
     async def sandbox(self, sandbox_id: str) -> SandboxView:
         """Living or past."""

@@ -149,9 +149,10 @@ class LeaseService:
             await node.set_pool(spec, size)
 
     async def warm(self) -> None:
-        """Fill the pools that were asked for at the start."""
-        for env in self._pool_sizes:
-            await self._keep_warm(env, await asyncio.to_thread(self._catalog.spec, env))
+        """Fill the pools that were asked for at the start; none of them if one cannot be."""
+        specs = {env: await asyncio.to_thread(self._catalog.spec, env) for env in self._pool_sizes}
+        for env, spec in specs.items():
+            await self._keep_warm(env, spec)
 
     async def _choose(self, spec: SandboxSpec) -> NodeHandle:
         if len(self._nodes) == 1:
@@ -220,7 +221,7 @@ class LeaseService:
             return
         held = self._book.of_sandbox(view.id)
         if held is not None:
-            self._lost(held, f"{view.evidence.cause} {view.evidence.detail}".strip() if view.evidence else view.state)
+            self._lost(held, _why(view))
 
     def _lost(self, held: Held, why: str) -> None:
         lease = self._stored.get(held.lease_id)
@@ -314,3 +315,9 @@ def _load(view: NodeView, digest: str) -> NodeLoad:
         ready=sum(pool.ready for pool in view.pools if pool.digest == digest),
         pressure=max(view.cpu_percent / 100, memory),
     )
+
+
+def _why(view: SandboxView) -> str:
+    if view.evidence is None:
+        return str(view.state)
+    return f"{view.evidence.cause}: {view.evidence.detail}" if view.evidence.detail else view.evidence.cause

@@ -167,8 +167,9 @@ class Fleet:
             log.info("pool=%s failures=%d retry_in_s=%.2f", pool.digest, pool.backoff.failures, wait_s)
 
     def _end_grant(self, record: Record) -> None:
-        if record.grant is not None:
-            self._by_lease.pop(record.grant.lease_id, None)
+        # By identity: a claim whose first sandbox died at the hand-over has a second one under the same lease by now.
+        if record.grant is not None and self._by_lease.get(record.grant.lease_id) is record:
+            del self._by_lease[record.grant.lease_id]
 
     def forget(self, record: Record) -> None:
         self.move(record, SandboxState.GONE)

@@ -29,6 +29,7 @@ from rock.domain.errors import (
     RockError,
     RuntimeUnavailable,
     SandboxLost,
+    StorageError,
 )
 from rock.domain.sandbox import LIVING, SandboxState
 from rock.node import starting
@@ -184,8 +185,8 @@ class Node:
 
     def _no_sandbox(self, pool: Pool, wait_s: float) -> RockError:
         error = pool.last_error
-        if isinstance(error, RuntimeUnavailable):
-            return RuntimeUnavailable(error.message, hint=error.hint, cause=error.cause)
+        if isinstance(error, RuntimeUnavailable | StorageError):
+            return type(error)(error.message, hint=error.hint, cause=error.cause)
         what = f"environment {pool.spec.env!r}" if pool.spec.env else f"image {pool.spec.image!r}"
         counts = self._fleet.counts()
         total = sum(counts.values())

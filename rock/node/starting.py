@@ -21,8 +21,13 @@ class DiedStarting(SandboxLost):
     """It ended before its guest answered; the evidence is with the runtime."""
 
 
-async def start(runtime: Runtime, pool: Pool, record: Record, timeout_s: float) -> GuestClient:
+async def start(
+    runtime: Runtime, pool: Pool, record: Record, timeout_s: float, launches: set[asyncio.Task[str]]
+) -> GuestClient:
     """Start ``record`` and return a connection to its guest.
+
+    ``launches`` holds the runtime's start call until it has ended, even when this gives up earlier: a runtime cannot be
+    interrupted half-way, and what it still makes must be waited for before everything is removed.
 
     Raises: ImageNotFound, RuntimeUnavailable, InvalidRequest (the runtime's), DiedStarting, DeadlineExceeded.
     """
@@ -32,7 +37,10 @@ async def start(runtime: Runtime, pool: Pool, record: Record, timeout_s: float) 
     await asyncio.to_thread(record.shared_dir.mkdir, parents=True, exist_ok=True)
     try:
         async with asyncio.timeout(timeout_s):
-            record.handle = await runtime.start(record.id, record.spec, record.shared_dir)
+            launch = asyncio.ensure_future(runtime.start(record.id, record.spec, record.shared_dir))
+            launches.add(launch)
+            launch.add_done_callback(lambda done: _ended(done, launches))
+            record.handle = await asyncio.shield(launch)
             client = await _first_connection(runtime, record)
             try:
                 await _until_loaded(client, record)
@@ -44,6 +52,12 @@ async def start(runtime: Runtime, pool: Pool, record: Record, timeout_s: float) 
         raise DeadlineExceeded(
             f"sandbox {record.id} of image {record.spec.image!r} did not answer within {timeout_s:g} s of its start"
         ) from error
+
+
+def _ended(launch: asyncio.Task[str], launches: set[asyncio.Task[str]]) -> None:
+    launches.discard(launch)
+    if not launch.cancelled():
+        launch.exception()  # looked at, so that nobody is told of one that came too late for anyone to care
 
 
 async def connect(socket_path: str) -> GuestClient | None:

@@ -46,9 +46,9 @@ class Supervisor:
         self._fleet = fleet
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._launches: set[asyncio.Task[str]] = set()
         self._removing = asyncio.Semaphore(_MAX_REMOVING)
         self._probing: set[str] = set()
-        self._closing = False
         self.healthy = True
         self.detail = ""
 
@@ -64,11 +64,12 @@ class Supervisor:
 
     async def close(self) -> None:
         """End the loops and everything under way; sandboxes stay as they are."""
-        self._closing = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._launches:
+            await asyncio.wait(self._launches, timeout=_RUNTIME_TIMEOUT_S)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -119,7 +120,8 @@ class Supervisor:
         pool = self._fleet.pool(record.spec)
         began_at = self._fleet.clock.now()
         try:
-            client = await starting.start(self._runtime, pool, record, self._config.start_timeout_s)
+            limit_s = self._config.start_timeout_s
+            client = await starting.start(self._runtime, pool, record, limit_s, self._launches)
         except (ImageNotFound, InvalidRequest) as error:
             pool.image_checked = False
             self._fleet.fail(record, Evidence(cause="start_failed", detail=str(error)), error)
