@@ -31,7 +31,7 @@ from typing import TypeVar
 from rock.domain.errors import ImageNotFound, InvalidRequest, RuntimeUnavailable
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.bundles import EnvCatalog
-from rock.runtimes.bwrap_argv import HOST_IMAGE, bwrap_argv, write_accounts
+from rock.runtimes.bwrap_argv import HOST_IMAGE, bwrap_argv, user_inside, write_accounts
 from rock.runtimes.cgroups import Cgroup
 from rock.runtimes.shared import prepare, socket_path
 from rock.wire.models import SandboxSpec
@@ -144,7 +144,8 @@ class BubblewrapRuntime:
         if shutil.which("bwrap") is None:
             found = check_bubblewrap()
             raise RuntimeUnavailable(found.detail, hint=found.remedy)
-        prepare(shared_dir, os.geteuid(), os.getegid())
+        owner = user_inside(spec) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+        prepare(shared_dir, *owner)
         folder = self._root / sandbox_id
         folder.mkdir(parents=True, mode=0o700)
         write_accounts(folder)
@@ -302,9 +303,11 @@ def check_bubblewrap() -> Availability:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         return Availability(False, "bubblewrap is not installed", "Install it: sudo apt-get install bubblewrap")
-    if shutil.which("prlimit") is None:
-        return Availability(False, "prlimit is not installed", "Install it: sudo apt-get install util-linux")
-    trial = [bwrap, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    for helper in ("prlimit", "setpriv"):
+        if shutil.which(helper) is None:
+            return Availability(False, f"{helper} is not installed", "Install it: sudo apt-get install util-linux")
+    user = ["--unshare-user"] if os.geteuid() != 0 else []
+    trial = [bwrap, "--unshare-pid", "--unshare-net", *user, "--ro-bind", "/", "/", "--proc", "/proc", "true"]
     try:
         done = subprocess.run(trial, capture_output=True, text=True, timeout=10.0, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

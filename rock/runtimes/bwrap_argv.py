@@ -1,4 +1,9 @@
-"""What a sandbox under bubblewrap is made of, as a command line. Reads the host's layout, starts nothing."""
+"""What a sandbox under bubblewrap is made of, as a command line. Reads the host's layout, starts nothing.
+
+Invariant: nothing inside runs as the host's root, under whatever number it sees itself. A user namespace made by root
+would map the inner user to the host's root, and the kernel lets that user write /proc/sys without any capability. So an
+ordinary user gets a user namespace; root gets none, and drops to another user, and every capability, before the guest.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from rock.domain.errors import InvalidRequest
 from rock.runtimes.shared import INSIDE, UNPRIVILEGED, environ_of, guest_argv, user_of
 from rock.wire.models import SandboxSpec
 
@@ -28,13 +34,16 @@ _ETC = (
 def bwrap_argv(
     sandbox_id: str, spec: SandboxSpec, shared_dir: Path, bundle: Path | None, folder: Path, status_fd: int
 ) -> list[str]:
-    uid, gid = user_of(spec) if spec.user else (UNPRIVILEGED, UNPRIVILEGED)
+    uid, gid = user_inside(spec)
     prefix = Path(sys.base_prefix)
-    argv = ["bwrap", "--unshare-all", "--unshare-user", "--new-session", "--cap-drop", "ALL"]
-    argv += ["--hostname", sandbox_id, "--uid", str(uid), "--gid", str(gid), "--json-status-fd", str(status_fd)]
-    if spec.network == "bridge":
-        argv += ["--share-net", "--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
+    argv = ["bwrap", *_namespaces(uid, gid), "--new-session", "--hostname", sandbox_id]
+    argv += ["--json-status-fd", str(status_fd)]
+    argv += _open_parents(Path(INSIDE), Path(_BUNDLE_INSIDE), Path("/etc/passwd"), prefix)
     argv += _host_system()
+    if spec.network == "bridge":
+        argv += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
+    else:
+        argv += ["--unshare-net"]
     if not prefix.is_relative_to("/usr"):
         argv += ["--ro-bind", str(prefix), str(prefix)]
     argv += ["--ro-bind", str(folder / "passwd"), "/etc/passwd", "--ro-bind", str(folder / "group"), "/etc/group"]
@@ -49,7 +58,38 @@ def bwrap_argv(
     for name, value in environ_of(spec, sandbox_id).items():
         argv += ["--setenv", name, value]
     python = prefix / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return [*argv, "--", *_limits(spec), *guest_argv(spec, str(python))]
+    return [*argv, "--", *_drop_root(uid, gid), *_limits(spec), *guest_argv(spec, str(python))]
+
+
+def user_inside(spec: SandboxSpec) -> tuple[int, int]:
+    """Raises InvalidRequest where the sandbox's root would be the host's."""
+    uid, gid = user_of(spec) if spec.user else (UNPRIVILEGED, UNPRIVILEGED)
+    if os.geteuid() == 0 and 0 in (uid, gid):
+        raise InvalidRequest(
+            f"bubblewrap started by root cannot give a sandbox root (user is {spec.user!r})",
+            hint="Run the platform as an ordinary user, or use Docker.",
+        )
+    return uid, gid
+
+
+def _namespaces(uid: int, gid: int) -> list[str]:
+    argv = ["--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", "--cap-drop", "ALL"]
+    if os.geteuid() == 0:  # kept for the moment until _drop_root
+        return [*argv, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
+    return [*argv, "--unshare-user", "--uid", str(uid), "--gid", str(gid)]
+
+
+def _drop_root(uid: int, gid: int) -> list[str]:
+    if os.geteuid() != 0:
+        return []
+    drop = ["--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *drop]
+
+
+def _open_parents(*paths: Path) -> list[str]:
+    """Left to itself bubblewrap closes the parents of a bind whose source is closed to others."""
+    parents = {parent for path in paths for parent in path.parents[:-1] if not parent.is_relative_to("/usr")}
+    return [word for parent in sorted(parents) for word in ("--perms", "0755", "--dir", str(parent))]
 
 
 def write_accounts(folder: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rock.domain import errors
@@ -22,6 +23,19 @@ pytestmark = pytest.mark.bwrap
 HOST = SandboxSpec(image="host", limits=Limits(memory_bytes=256 << 20, pids=40, tmpfs_bytes=4 << 20, open_files=200))
 
 
+def first_process(home: Path, sandbox_id: str) -> int:
+    line = (home / "bwrap" / sandbox_id / "status").read_text().splitlines()[0]
+    return int(json.loads(line)["child-pid"])
+
+
+def guest_users(home: Path, sandbox_id: str) -> list[tuple[int, int]]:
+    """(pid, user), in the host's numbers, of the processes below the sandbox's first."""
+    first = psutil.Process(first_process(home, sandbox_id))
+    found = [(child.pid, child.uids().real) for child in first.children(recursive=True)]
+    assert found
+    return found
+
+
 def test_a_sandbox_starts_answers_and_leaves_nothing(lab: Any, instance: str) -> None:
     async def main() -> None:
         home = lab.directory / "home"
@@ -33,7 +47,7 @@ def test_a_sandbox_starts_answers_and_leaves_nothing(lab: Any, instance: str) ->
             assert (seen.sandbox_id, seen.handle, seen.running) == (sandbox_id, handle, True)
             assert seen.spec_digest == HOST.digest
             assert await BubblewrapRuntime("another", home).list_owned() == []
-            pid = json.loads((home / "bwrap" / sandbox_id / "status").read_text().splitlines()[0])["child-pid"]
+            pid = first_process(home, sandbox_id)
         assert not Path(f"/proc/{pid}").exists()
         assert await runtime.inspect(handle) is None
         assert os.listdir(home / "bwrap") == []
@@ -45,7 +59,7 @@ def test_a_sandbox_starts_answers_and_leaves_nothing(lab: Any, instance: str) ->
 def test_the_walls_hold_seen_from_inside(lab: Any, instance: str) -> None:
     async def main() -> None:
         runtime = BubblewrapRuntime(instance, lab.directory / "home")
-        async with lab.sandbox(runtime, HOST) as (_, _, client):
+        async with lab.sandbox(runtime, HOST) as (sandbox_id, _, client):
             status = await lab.run(client, "cat", "/proc/self/status")
             fields = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
             assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == 0
@@ -53,8 +67,12 @@ def test_the_walls_hold_seen_from_inside(lab: Any, instance: str) -> None:
             assert (await lab.run(client, "id", "-u")).strip() == "65534"
             for path in ("/x", "/usr/x", "/etc/x", "/dev/x"):
                 assert "Read-only file system" in await lab.run(client, "touch", path), path
-            script = "echo 1 > /proc/sys/kernel/core_pattern"
-            assert "Read-only file system" in await lab.run(client, "sh", "-c", script)
+            # Only opened, never written: if this wall fell, the test itself would change the host.
+            for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/sysrq-trigger"):
+                opened = await lab.run(client, "python3", "-c", f"import os; os.open({path!r}, os.O_WRONLY)")
+                assert "Permission denied" in opened or "Read-only" in opened or "No such file" in opened, path
+            for _, user in guest_users(lab.directory / "home", sandbox_id):
+                assert user != 0  # the host's number, which is what the kernel judges by
             for place in ("/tmp/big", "/dev/shm/big"):
                 filled = await lab.run(client, "dd", "if=/dev/zero", f"of={place}", "bs=1M", "count=8")
                 assert "No space left" in filled
@@ -108,8 +126,7 @@ def test_a_death_is_told(lab: Any, instance: str) -> None:
         runtime = BubblewrapRuntime(instance, home)
         async with lab.sandbox(runtime, HOST) as (sandbox_id, handle, _):
             events = runtime.watch()
-            status = json.loads((home / "bwrap" / sandbox_id / "status").read_text().splitlines()[0])
-            os.kill(status["child-pid"], signal.SIGKILL)
+            os.kill(first_process(home, sandbox_id), signal.SIGKILL)
             event = await asyncio.wait_for(anext(events), 10.0)
             assert (event.sandbox_id, event.kind) == (sandbox_id, "died")
             seen = await runtime.inspect(handle)
