@@ -20,7 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -71,7 +71,7 @@ async def _agentic(engine: TorchEngine, sessions: int, turns: int, opening: int)
 
 async def _timed(engine: TorchEngine, repeats: int, job: Callable[[int], Any]) -> float:
     """Median tokens per second of ``job``, which returns the number of tokens."""
-    speeds = []
+    speeds: list[float] = []
     for number in range(repeats + 1):
         begin = time.perf_counter()
         tokens = await job(number)
@@ -111,7 +111,7 @@ def measure_transformers(model: CausalLM, batch: int, repeats: int, new: int, tu
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as directory:
         save_hf(model, directory)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        hf = cast(Any, transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32))
 
     hf.eval()
 

@@ -1,7 +1,8 @@
 """Log-probs of the tokens a policy sampled, without the logits of those it did not.
 
-Invariants: only response positions pass through the language-model head (context is most of an agent's tokens, and the
-head is the widest matrix); logits of at most ``head_tokens`` positions exist at once, in the backward pass too.
+Invariants: only response positions pass through the end of the last layer and the language-model head (context is most
+of an agent's tokens, and the head is the widest matrix); logits of at most ``head_tokens`` positions exist at once, in
+the backward pass too.
 
 Shape legend: B rows, T tokens, N response tokens, D hidden, V vocabulary.
 """
@@ -62,7 +63,7 @@ def score(
     """Log-probs of ``tokens_BT`` where the mask is 1, of the policy at ``temperature``. Token 0 is never a target."""
     rows, length = tokens_BT.shape
     chosen = (mask_BT[:, 1:] > 0).flatten().nonzero().squeeze(1)
-    hidden_ND = model.hidden(tokens_BT[:, :-1]).flatten(0, 1).index_select(0, chosen)
+    hidden_ND = model.hidden(tokens_BT[:, :-1], chosen)
     target_N = tokens_BT[:, 1:].flatten().index_select(0, chosen)
     head_VD = model.head_VD
 

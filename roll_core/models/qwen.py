@@ -104,7 +104,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, chosen_N: Tensor | None = None) -> Tensor:
         batch, length, _ = x_BTD.shape
         heads = (batch, length, -1, self.config.head_dim)
         q_BHTE = _rotate(self.q_norm(self.q_proj(x_BTD).view(heads)), cos_T1E, sin_T1E).transpose(1, 2)
@@ -114,8 +114,9 @@ class Attention(nn.Module):
         if group > 1:
             k_BKTE, v_BKTE = k_BKTE.repeat_interleave(group, 1), v_BKTE.repeat_interleave(group, 1)
         out_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True)
-        out_BTD: Tensor = self.o_proj(out_BHTE.transpose(1, 2).reshape(batch, length, -1))
-        return out_BTD
+        found = out_BHTE.transpose(1, 2).reshape(batch, length, -1)
+        out: Tensor = self.o_proj(found if chosen_N is None else found.flatten(0, 1).index_select(0, chosen_N))
+        return out
 
 
 class MLP(nn.Module):
@@ -138,9 +139,11 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden, config.eps)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.eps)
 
-    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_T1E, sin_T1E)
-        out: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, chosen_N: Tensor | None = None) -> Tensor:
+        """BTD, or ND at the ``chosen_N`` positions of the flattened batch, which then alone go on after attention."""
+        attended = self.self_attn(self.input_layernorm(x_BTD), cos_T1E, sin_T1E, chosen_N)
+        x = attended + (x_BTD if chosen_N is None else x_BTD.flatten(0, 1).index_select(0, chosen_N))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
@@ -152,13 +155,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.eps)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, chosen_N: Tensor | None = None) -> Tensor:
         x_BTD = self.embed_tokens(tokens_BT)
         cos_TE, sin_TE = rope_tables(self.config, tokens_BT.shape[1], tokens_BT.device)
         cos_T1E, sin_T1E = cos_TE.unsqueeze(1).to(x_BTD.dtype), sin_TE.unsqueeze(1).to(x_BTD.dtype)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x_BTD = layer(x_BTD, cos_T1E, sin_T1E)
-        out: Tensor = self.norm(x_BTD)
+        out: Tensor = self.norm(self.layers[-1](x_BTD, cos_T1E, sin_T1E, chosen_N))
         return out
 
 
@@ -187,9 +190,13 @@ class CausalLM(nn.Module):
         """The head's matrix: the embedding itself where they are tied."""
         return self.model.embed_tokens.weight if self.config.tie else self.lm_head.weight
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """Normalised last hidden state, BTD."""
-        out: Tensor = self.model(tokens_BT)
+    def hidden(self, tokens_BT: Tensor, chosen_N: Tensor | None = None) -> Tensor:
+        """Normalised last hidden state, BTD; or ND of ``chosen_N``, indices into the flattened BT.
+
+        Of the last layer the other positions need only keys and values: with 15 % chosen and four layers that saves a
+        sixth of the work.
+        """
+        out: Tensor = self.model(tokens_BT, chosen_N)
         return out
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
