@@ -174,7 +174,9 @@ class HeldLease:
             try:
                 guest = await self._connect()
                 return await guest.call(op, timeout_s=timeout_s, epoch=lease.epoch, **fields)
-            except SandboxLost as error:
+            except (SandboxLost, LeaseExpired, StaleEpoch) as error:
+                if guest is not None and not isinstance(error, SandboxLost):
+                    raise  # the guest itself refuses us
                 if self._lease is None:
                     raise LeaseExpired("The session was closed during the call.") from error
                 if self._lost is None:
