@@ -82,7 +82,8 @@ def node_card(node: NodeView, uptime: str) -> str:
     chip = _chip("healthy", Tone.GOOD) if node.healthy else _chip("unhealthy", Tone.BAD)
     detail = f'<p class="rk-note rk-ink-bad">{escape(node.detail)}</p>' if node.detail and not node.healthy else ""
     pools = "".join(
-        f"<tr><td>{escape(p.env or p.image)}</td><td>{p.ready}/{p.target}</td><td>{p.starting}</td>"
+        f"<tr><td>{escape(p.env or p.image)}</td>"
+        f"<td>{f'{p.ready}/{p.target}' if p.target else text.NOTHING}</td><td>{p.starting}</td>"
         f"<td>{p.claims:,}</td><td>{p.misses:,}</td></tr>"
         for p in node.pools
     )

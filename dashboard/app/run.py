@@ -155,7 +155,7 @@ def _others(metrics: pd.DataFrame) -> None:
     singles = frames.single_values(metrics)
     if singles:
         st.html(markup.heading("Reported once"))
-        st.html(markup.tiles((_title(n), text.number(value), f"at step {step}", None) for n, value, step in singles))
+        st.html(markup.facts((f"{_title(n)}, step {step}", text.number(value)) for n, value, step in singles))
     if areas and st.toggle(f"Show {', '.join(sorted(areas))}", key="run_more"):
         for area in sorted(areas):
             _area(area, areas[area], metrics)

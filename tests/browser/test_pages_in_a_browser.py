@@ -80,6 +80,21 @@ def test_an_episode_is_read_turn_by_turn_with_its_text_escaped(visit, scene):
     no_trouble(visit, scene)
 
 
+def test_the_row_that_is_clicked_is_the_episode_that_opens(visit, scene):
+    page = go(visit, scene, "episode", f"?run={scene.run_id}")
+    opened = page.get_by_role("heading", name=re.compile("^Episode ep-"))
+    first = opened.inner_text()
+    row_height, box_x = 35, 16
+    page.locator(".stDataFrameGlideDataEditor").first.click(position={"x": box_x, "y": 2.5 * row_height})
+    page.wait_for_function("() => location.search.includes('episode=')", timeout=WAIT_MS)
+    wait_until_drawn(page, MARKS["episode"])
+    clicked = re.search(r"episode=(ep-\w+)", page.url)
+    assert clicked
+    page.wait_for_selector(f"h2:has-text('{clicked.group(1)}')", timeout=WAIT_MS)
+    assert opened.inner_text() != first
+    no_trouble(visit, scene)
+
+
 def test_void_episodes_are_found_and_say_that_they_count_for_nothing(visit, scene):
     page = go(visit, scene, "episode", f"?run={scene.run_id}")
     page.get_by_label("Result").click()
