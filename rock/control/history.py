@@ -46,7 +46,8 @@ class History:
         while True:
             await asyncio.sleep(_FLUSH_EVERY_S)
             with suppress(StorageError):
-                await self.flush()
+                # To its end even if this loop is ended meanwhile: half done, it would write the same events twice.
+                await asyncio.shield(asyncio.ensure_future(self.flush()))
 
     async def flush(self) -> None:
         """Write what waits. Raises StorageError; then everything still waits."""

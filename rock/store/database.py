@@ -1,18 +1,20 @@
 """One database: opening it, bringing its schema up to date, and translating what can go wrong with it.
 
 Invariants: one transaction writes at a time in this process (SQLite has one writer; waiting in line here is fairer and
-cheaper than its busy loop); a transaction is stored whole or not at all; whatever the driver raises leaves this module
-as a StorageError that says what to do.
+cheaper than its busy loop); a transaction is stored whole or not at all; one that has begun is never cancelled half-way
+(:func:`whole`); whatever the driver raises leaves this module as a StorageError that says what to do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import orjson
 from alembic import command
@@ -83,12 +85,40 @@ def storage_error(error: BaseException, where: str) -> StorageError:
     return StorageError(f"the database refused ({where})", hint="The log has the whole story.", cause=text)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class HasDatabase(Protocol):
+    _db: Database
+
+
+S = TypeVar("S", bound=HasDatabase)
+
+
+def whole(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """For the methods of repositories: once begun it runs to its end, even if whoever waits for it is cancelled.
+
+    Cancelled between two statements, the asynchronous SQLite driver leaves its transaction open for good, and with it
+    the database locked (seen: every later write failed).
+    """
+
+    @functools.wraps(method)
+    async def run(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._db.finish(method(self, *args, **kwargs))
+
+    return run
+
+
 class Database:
     """Made by :meth:`open`. ``read`` and ``write`` give a connection in a transaction."""
 
     def __init__(self, engine: AsyncEngine, where: str) -> None:
         self._engine = engine
         self._write_lock = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
         self.where = where
         self.kind = "PostgreSQL" if engine.dialect.name == "postgresql" else "SQLite"
 
@@ -138,7 +168,16 @@ class Database:
         except (SQLAlchemyError, OSError) as error:
             raise storage_error(error, self.where) from error
 
+    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
+        """Wait for ``work``; if this is cancelled, ``work`` goes on, and :meth:`close` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
     async def close(self) -> None:
+        if self._running:
+            await asyncio.wait(self._running)
         await self._engine.dispose()
 
 

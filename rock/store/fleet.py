@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, func, insert, select, update
 
 from rock.domain.sandbox import LIVING, SandboxState
-from rock.store.database import Database
+from rock.store.database import Database, whole
 from rock.store.tables import EventRow, LeaseRow, SandboxRow
 from rock.store.upsert import upsert
 from rock.wire.models import EventView, SandboxSpec, SandboxView
@@ -43,15 +43,18 @@ class FleetStore:
 
     # --- sandboxes
 
+    @whole
     async def save_sandboxes(self, views: Sequence[SandboxView]) -> None:
         async with self._db.write() as connection:
             await upsert(connection, SandboxRow, [_sandbox_values(view) for view in views])
 
+    @whole
     async def sandbox(self, sandbox_id: str) -> SandboxView | None:
         async with self._db.read() as connection:
             found = await connection.scalar(select(SandboxRow.view).where(SandboxRow.id == sandbox_id))
         return None if found is None else SandboxView.model_validate(found)
 
+    @whole
     async def past_sandboxes(
         self, *, state: SandboxState | None = None, run_id: str = "", limit: int = 500
     ) -> list[SandboxView]:
@@ -66,6 +69,7 @@ class FleetStore:
         async with self._db.read() as connection:
             return [SandboxView.model_validate(view) for view in (await connection.scalars(query)).all()]
 
+    @whole
     async def close_unfinished_sandboxes(self, known: Sequence[str], at: datetime) -> None:
         """Rows that say *living* though no node knows them (the process was killed) become *gone*."""
         async with self._db.write() as connection:
@@ -79,6 +83,7 @@ class FleetStore:
 
     # --- leases
 
+    @whole
     async def add_lease(self, lease: StoredLease) -> None:
         values = {
             "id": lease.id,
@@ -98,6 +103,7 @@ class FleetStore:
         async with self._db.write() as connection:
             await connection.execute(insert(LeaseRow).values(values))
 
+    @whole
     async def end_leases(self, reasons: dict[str, str], at: datetime) -> None:
         async with self._db.write() as connection:
             for lease_id, reason in reasons.items():
@@ -107,6 +113,7 @@ class FleetStore:
                     .values(ended_at=at, end_reason=reason)
                 )
 
+    @whole
     async def living_leases(self) -> list[StoredLease]:
         async with self._db.read() as connection:
             rows = (await connection.execute(select(LeaseRow.__table__).where(LeaseRow.ended_at.is_(None)))).all()
@@ -129,6 +136,7 @@ class FleetStore:
 
     # --- events
 
+    @whole
     async def add_events(self, events: Sequence[EventView]) -> None:
         if not events:
             return
@@ -136,6 +144,7 @@ class FleetStore:
         async with self._db.write() as connection:
             await connection.execute(insert(EventRow), values)
 
+    @whole
     async def events(
         self, *, limit: int = 100, kind: str = "", run_id: str = "", after: int | None = None
     ) -> list[EventView]:
@@ -156,6 +165,7 @@ class FleetStore:
 
     # --- housekeeping
 
+    @whole
     async def trim(self) -> None:
         """Forget the oldest history beyond what is kept."""
         async with self._db.write() as connection:

@@ -16,7 +16,7 @@ from sqlalchemy import func, insert, select, update
 
 from rock.domain.errors import NotFound
 from rock.domain.outcome import LedgerState
-from rock.store.database import Database
+from rock.store.database import Database, whole
 from rock.store.tables import EpisodeRow, LedgerRow, MetricRow, RunRow, TurnsRow
 from rock.store.upsert import in_chunks, upsert
 from rock.wire.models import (
@@ -40,10 +40,12 @@ class RunStore:
 
     # --- runs
 
+    @whole
     async def create(self, view: RunView, *, resumed_from: str = "") -> None:
         async with self._db.write() as connection:
             await connection.execute(insert(RunRow).values(**view.model_dump(), resumed_from=resumed_from))
 
+    @whole
     async def update(self, run_id: str, change: RunUpdate, at: datetime) -> RunView:
         async with self._db.write() as connection:
             query = select(RunRow.__table__).where(RunRow.id == run_id).with_for_update()
@@ -60,6 +62,7 @@ class RunStore:
             await connection.execute(update(RunRow).where(RunRow.id == run_id).values(values))
         return _run_view({**row._mapping, **values})
 
+    @whole
     async def run(self, run_id: str) -> RunView:
         async with self._db.read() as connection:
             row = (await connection.execute(select(RunRow.__table__).where(RunRow.id == run_id))).first()
@@ -67,6 +70,7 @@ class RunStore:
             raise unknown_run(run_id)
         return _run_view(dict(row._mapping))
 
+    @whole
     async def runs(self, limit: int = 200) -> list[RunView]:
         """The newest first."""
         query = select(RunRow.__table__).order_by(RunRow.created_at.desc(), RunRow.id).limit(limit)
@@ -75,6 +79,7 @@ class RunStore:
 
     # --- metrics
 
+    @whole
     async def add_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Values of a step that was reported before are merged into it, name by name, the later one winning."""
         merged: dict[int, MetricPoint] = {}
@@ -100,6 +105,7 @@ class RunStore:
             values = {"step": max(step_before, newest.step), "updated_at": newest.at}
             await connection.execute(update(RunRow).where(RunRow.id == run_id).values(values))
 
+    @whole
     async def metrics(self, run_id: str, since_step: int = 0) -> list[MetricPoint]:
         query = (
             select(MetricRow.step, MetricRow.at, MetricRow.numbers)
@@ -112,6 +118,7 @@ class RunStore:
 
     # --- episodes
 
+    @whole
     async def add_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord]) -> None:
         latest = {episode.id: episode for episode in episodes}
         if not latest:
@@ -154,6 +161,7 @@ class RunStore:
             ]
             await upsert(connection, LedgerRow, sums, add=("episodes", "tokens", "sandbox_us"))
 
+    @whole
     async def episodes(
         self,
         run_id: str,
@@ -184,6 +192,7 @@ class RunStore:
         rows.sort(key=lambda row: (row.ended_at, row.id), reverse=True)
         return EpisodePage(total=total, episodes=tuple(_episode(dict(row._mapping)) for row in rows))
 
+    @whole
     async def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:
         async with self._db.read() as connection:
             query = select(EpisodeRow.__table__).where(EpisodeRow.run_id == run_id, EpisodeRow.id == episode_id)
@@ -195,6 +204,7 @@ class RunStore:
             )
         return _episode({**row._mapping, "turns": turns or []})
 
+    @whole
     async def ledger(self, run_id: str) -> LedgerView:
         query = (
             select(

@@ -229,3 +229,21 @@ def test_writers_of_one_process_wait_in_line(opened: Callable[..., Any]) -> None
             assert len(await store.past_sandboxes()) == 40
 
     asyncio.run(main())
+
+
+def test_a_writer_that_gives_up_leaves_no_lock_behind(opened: Callable[..., Any]) -> None:
+    async def main() -> None:
+        async with opened() as database:
+            store = FleetStore(database)
+            events = [EventView(at=T0, kind="k", subject="s")] * 50
+            for attempt in range(40):
+                write = asyncio.create_task(store.add_events(events))
+                await asyncio.sleep(attempt * 0.0002)
+                write.cancel()
+                await asyncio.gather(write, return_exceptions=True)
+                await asyncio.wait_for(store.add_events(events[:1]), 3)
+        async with opened() as database:
+            stored = len(await FleetStore(database).events(limit=10_000))
+            assert stored % 50 == 40, "every transaction is stored whole or not at all"
+
+    asyncio.run(main())
