@@ -26,7 +26,7 @@ class Row:
 
 
 def check_environment(
-    name: str, task: str, seed: int, steps: int, actions: Sequence[str], build: Callable[[], None]
+    name: str, task: str, seed: int, steps: int, actions: Sequence[str], build: Callable[[], object]
 ) -> list[Row]:
     """Raises NotFound for an unknown environment; what goes wrong with a known one is a row."""
     from rock.runtimes.bundles import EnvCatalog

@@ -96,10 +96,11 @@ def build(
       rock env build alfworld
       rock env build alfworld --quick --runtime bubblewrap
     """
-    _build(name, runtime, quick=quick, force=force)
+    say(_build(name, runtime, quick=quick, force=force))
 
 
-def _build(name: str, runtime: str, *, quick: bool, force: bool) -> None:
+def _build(name: str, runtime: str, *, quick: bool, force: bool) -> str:
+    """Build it, its progress on standard error; returns what to say of the result."""
     from rock.runtimes.building import build_environment
     from rock.runtimes.bundles import EnvCatalog
     from rock.sdk.home import rock_home
@@ -114,7 +115,7 @@ def _build(name: str, runtime: str, *, quick: bool, force: bool) -> None:
         on_line=lambda line: out.print(f"[dim]{escape(line)}[/]"),
     )
     splits = ", ".join(f"{split} {len(tasks)}" for split, tasks in bundle.tasks().items())
-    say(f"[bold]{escape(name)}[/] is built ({bundle.digest}; tasks: {splits or 'none'}).")
+    return f"[bold]{escape(name)}[/] is built ({bundle.digest}; tasks: {splits or 'none'})."
 
 
 def _needs_image(runtime: str) -> bool:
