@@ -32,6 +32,14 @@ Error types are the codes of ``rock.domain.errors``. Operations (fields → valu
     shutdown      → {}
 
 ``seq`` counts the env requests of an episode from 0 (the reset). A repeated ``seq`` with the same request returns the
-cached result and does not act again; an older one or a gap is refused as ``conflict``. Output is text, decoded as UTF-8
-with replacement.
+cached result and does not act again; an older one or a gap is refused as ``conflict``. A reset with ``seq`` 0 begins a
+new episode at any time. A request that is refused does not use up its number. After ``environment-error`` or
+``sandbox-lost`` the episode is void: every step gives the same error until the next reset, which starts a dead
+environment process anew. ``env.call`` has no number.
+
+Output is text, decoded as UTF-8 with replacement; of more than ``max_output_bytes`` the first and the last half are
+kept. A command killed for its time has exit code 124 and ``timed_out``; nothing that it started runs on. ``shell.run``
+also says ``shell_lost``: the shell itself has ended (by ``exit``, or because it could not be saved) and needs another
+``shell.open``; after a mere time-out it lives on in the same directory with its exported variables. An ``exec`` ends
+with the connection that asked for it.
 """

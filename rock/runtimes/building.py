@@ -68,6 +68,7 @@ def _build_bundle(catalog: EnvCatalog, environment: Environment, target: Path, q
         _install(catalog, environment, temporary / "site", say)
         (temporary / "data").mkdir()
         _prepare(environment, temporary, quick, say)
+        _open_to_all(temporary)
         if target.is_dir():  # built before and forced, or by another process at the same time
             target.rename(temporary / ".replaced")
         temporary.rename(target)
@@ -75,6 +76,16 @@ def _build_bundle(catalog: EnvCatalog, environment: Environment, target: Path, q
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     say(f"Built the bundle {environment.name}:{target.name}.")
+
+
+def _open_to_all(directory: Path) -> None:
+    """A sandbox reads its bundle as another user, whatever the umask of the one who built it."""
+    for folder, _, names in os.walk(directory):
+        os.chmod(folder, os.stat(folder).st_mode | 0o555)
+        for name in names:
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                os.chmod(path, os.stat(path).st_mode | 0o444)
 
 
 def _copy_sources(environment: Environment, src: Path) -> None:
