@@ -1,6 +1,7 @@
 """The process that serves the page: started, found again, stopped. No Streamlit here; it runs in a child.
 
-Invariants: the child listens on the given address only, sends nothing to anybody, and dies with a foreground parent;
+Invariants: the child listens on the given address only and sends nothing to anybody; a foreground parent ends it on any
+signal it can catch, and after a `kill -9` of the parent `rock dashboard --stop` still finds it;
 ``dashboard.json`` in the state directory names a process by pid *and* start time, so a stale file never blocks a start
 and never gets a stranger killed.
 """
