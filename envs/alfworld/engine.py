@@ -27,7 +27,6 @@ from envs.alfworld.grammar import (
     Node,
     Text,
     Value,
-    parse_grammar,
 )
 from envs.alfworld.names import display_names
 from envs.alfworld.pddl import (
@@ -40,6 +39,7 @@ from envs.alfworld.pddl import (
     parse_domain,
     parse_problem,
 )
+from envs.alfworld.twl2 import parse_grammar
 
 NOTHING_HAPPENS = "Nothing happens."
 _NEGATED = "not_"
@@ -169,6 +169,16 @@ class Game:
     def start(self) -> Play:
         """A new episode."""
         return Play(self)
+
+    def say(self, action: str, **arguments: str) -> str:
+        """The command for an action in this game's own words, from displayed names: grammars differ in their verbs."""
+        schema = next((s for s in self.schemas if s.source.name == action), None)
+        if schema is None:
+            raise PddlError(f"The domain has no action {action!r}.")
+        named = {name: i for i, name in enumerate(e.name for e in self.entities)}
+        bare = {key.split(":")[0]: key for key in schema.keys}
+        context = {bare[parameter]: named[name] for parameter, name in arguments.items()}
+        return self.grammar.render(schema.text.template, context, self.facts, self)
 
     def won(self, facts: Facts) -> bool:
         return any(query.holds(facts, [0] * query.size) for query in self._goal)

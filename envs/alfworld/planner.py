@@ -14,10 +14,10 @@ from typing import Any
 
 from envs.alfworld.engine import Game
 
-TOOLS = {
-    "pick_clean_then_place_in_recep": ("clean", "cleanable", "sinkbasin"),
-    "pick_heat_then_place_in_recep": ("heat", "heatable", "microwave"),
-    "pick_cool_then_place_in_recep": ("cool", "coolable", "fridge"),
+TOOLS = {  # task type -> (action, ability of the object, type of the tool)
+    "pick_clean_then_place_in_recep": ("cleanobject", "cleanable", "sinkbasin"),
+    "pick_heat_then_place_in_recep": ("heatobject", "heatable", "microwave"),
+    "pick_cool_then_place_in_recep": ("coolobject", "coolable", "fridge"),
 }
 
 
@@ -77,25 +77,28 @@ class _Walk:
     opened: set[str] = field(default_factory=set)
     commands: list[str] = field(default_factory=list)
 
+    def do(self, action: str, **arguments: str) -> None:
+        self.commands.append(self.view.game.say(action, **arguments))
+
     def go(self, receptacle: str) -> None:
         if self.view.place[receptacle] != self.here:
-            self.commands.append(f"go to {receptacle}")
+            self.do("gotolocation", r=receptacle)
             self.here = self.view.place[receptacle]
 
     def reach_into(self, receptacle: str) -> None:
         self.go(receptacle)
         if receptacle in self.view.closed and receptacle not in self.opened:
-            self.commands.append(f"open {receptacle}")
+            self.do("openobject", r=receptacle)
             self.opened.add(receptacle)
 
     def take(self, thing: str) -> None:
         holder = self.view.holder[thing]
         self.reach_into(holder)
-        self.commands.append(f"take {thing} from {holder}")
+        self.do("pickupobject", o=thing, r=holder)
 
     def put(self, thing: str, receptacle: str) -> None:
         self.reach_into(receptacle)
-        self.commands.append(f"move {thing} to {receptacle}")
+        self.do("putobject", o=thing, r=receptacle)
 
 
 def _candidates(view: _View, task_type: str, params: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -107,7 +110,7 @@ def _candidates(view: _View, task_type: str, params: dict[str, Any]) -> Iterator
                 walk = _Walk(view, view.here)
                 walk.take(thing)
                 walk.go(view.holder[lamp])
-                walk.commands.append(f"use {lamp}")
+                walk.do("toggleobject", o=lamp)
                 yield tuple(walk.commands)
         return
     count = 2 if task_type == "pick_two_obj_and_place" else 1
@@ -122,6 +125,6 @@ def _candidates(view: _View, task_type: str, params: dict[str, Any]) -> Iterator
                     walk.take(thing)
                     if verb:
                         walk.go(tool)
-                        walk.commands.append(f"{verb} {thing} with {tool}")
+                        walk.do(verb, o=thing, r=tool)
                     walk.put(thing, target)
                 yield tuple(walk.commands)

@@ -30,6 +30,7 @@ class _GaveUp(Exception):
 
 class _Seeker:
     def __init__(self, game: Game, rng: random.Random, max_steps: int) -> None:
+        self._game = game
         self.play = game.start()
         self.commands: list[str] = []
         self._max_steps = max_steps
@@ -54,7 +55,7 @@ class _Seeker:
             lamp = params["toggle_target"].lower()
             thing, where = self._find(lamp, [r for r in self._order if r not in self._openable], avoid="")
             self._go(where)
-            self._do(f"use {thing}")
+            self._do("toggleobject", o=thing)
             return
         target = next(r for r in self._order if self._furniture[r] == f"{params['parent_target'].lower()}type")
         verb, _, tool_kind = TOOLS.get(task_type, ("", "", ""))
@@ -64,9 +65,9 @@ class _Seeker:
             if verb:
                 tool = next(r for r in self._order if self._furniture[r] == f"{tool_kind}type")
                 self._go(tool)
-                self._do(f"{verb} {thing} with {tool}")
+                self._do(verb, o=thing, r=tool)
             self._look_into(target)
-            self._do(f"move {thing} to {target}")
+            self._do("putobject", o=thing, r=target)
             self._seen[target].append(thing)
 
     def _plausible(self, kind: str) -> list[str]:
@@ -88,31 +89,35 @@ class _Seeker:
     def _take(self, found: tuple[str, str]) -> None:
         thing, where = found
         self._look_into(where)
-        self._do(f"take {thing} from {where}")
+        self._do("pickupobject", o=thing, r=where)
         self._seen[where].remove(thing)
 
     def _go(self, where: str) -> None:
         if self._here != where:
             # Furniture may share a place with what the agent stands at: there is nowhere to go then.
-            if f"go to {where}" in self.play.admissible():
-                self._do(f"go to {where}")
-            elif where not in self._seen:
-                self._do(f"examine {where}")
+            if not self._try("gotolocation", r=where) and where not in self._seen:
+                self._do("examinereceptacle", r=where)
             self._here = where
 
     def _look_into(self, where: str) -> None:
         """Stand there with the contents in view; what the answers showed is remembered."""
         self._go(where)
-        if f"open {where}" in self.play.admissible():
-            self._do(f"open {where}")
+        self._try("openobject", r=where)
         holds = self.play.facts["inreceptacle"].facts
         self._seen[where] = sorted(self._names[o] for o, r in holds if self._names[r] == where)
 
-    def _do(self, command: str) -> None:
+    def _try(self, action: str, **arguments: str) -> bool:
+        """Do it if it is admissible."""
+        possible = self._game.say(action, **arguments) in self.play.admissible()
+        if possible:
+            self._do(action, **arguments)
+        return possible
+
+    def _do(self, action: str, **arguments: str) -> None:
         if len(self.commands) >= self._max_steps or self.play.won:
             raise _GaveUp
-        self.commands.append(command)
-        self.play.step(command)
+        self.commands.append(self._game.say(action, **arguments))
+        self.play.step(self.commands[-1])
 
 
 def _number(name: str) -> int:
