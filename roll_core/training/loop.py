@@ -7,7 +7,9 @@ every sandbox is given back and every episode is booked.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +73,7 @@ class Trainer:
         self._before = Rate(**resumed.success_before) if resumed and resumed.success_before else None  # type: ignore[arg-type]
         self._resumed = resumed is not None
         self._saved_step = self.step if resumed else -1
-        self._started_s = time.monotonic()
+        self._started_s: float | None = None
         self._meter = RolloutMeter()
         self._scheduler = Scheduler(
             parts.machine,
@@ -107,9 +109,9 @@ class Trainer:
         training, checkpoint = self._recipe.training, self._recipe.checkpoint
         await self._p.reporter.status("training")
         self._p.display.phase("reinforcement learning", training.steps, self.step)
+        self._started_s = time.monotonic()
         self._scheduler.resume()
-        while self.step < training.steps and not self._out_of_time():
-            await self._one_step()
+        while self.step < training.steps and await self._one_step():
             if self.step % checkpoint.every_steps == 0:
                 await self._save()
             every = self._recipe.evaluation.every_steps
@@ -117,18 +119,17 @@ class Trainer:
                 await self._evaluate_between()
         self._scheduler.pause()
 
-    async def _one_step(self) -> None:
+    async def _one_step(self) -> bool:
+        """Whether there was time for it."""
         training = self._recipe.training
         stats, started_s = self._p.engine.stats(), time.monotonic()
-        groups = await within(
-            "a batch of episodes", self._scheduler.next_batch(), training.batch_deadline_s, self._state
-        )
+        groups = await self._next_batch()
+        if groups is None:
+            return False
         got_s = time.monotonic()
         version = self._p.learner.version
-        step = within(
-            "the learner's step", self._p.worker.run(self._learn, groups), training.step_deadline_s, self._state
-        )
-        values, weights = await step
+        learning = self._p.worker.run(self._learn, groups)
+        values, weights = await within("the learner's step", learning, training.step_deadline_s, self._state)
         trained_s = time.monotonic()
         self._scheduler.carry_out(self._p.machine.trained(groups))
         await self._publish(weights)
@@ -148,6 +149,23 @@ class Trainer:
         self._p.reporter.metrics(self.step, values)
         self._p.display.step(self.step, values)
         self._p.reporter.check()
+        return True
+
+    async def _next_batch(self) -> tuple[Group, ...] | None:
+        """None when the time budget ends before a batch is ready."""
+        training = self._recipe.training
+        left_s = training.time_budget_s - self._elapsed_s() if training.time_budget_s else math.inf
+        if left_s > training.batch_deadline_s:
+            return await within(
+                "a batch of episodes", self._scheduler.next_batch(), training.batch_deadline_s, self._state
+            )
+        try:
+            async with asyncio.timeout(max(0.0, left_s)) as budget:
+                return await self._scheduler.next_batch()
+        except TimeoutError:
+            if not budget.expired():
+                raise
+            return None
 
     def _learn(self, groups: tuple[Group, ...]) -> tuple[dict[str, float], Weights]:
         batch = make_batch(groups, self._recipe.algorithm.advantage)
@@ -160,12 +178,9 @@ class Trainer:
         await within("publishing weights to the engine", self._p.engine.load_weights(weights), deadline_s, self._state)
         self._scheduler.published(weights.version)
 
-    def _out_of_time(self) -> bool:
-        budget_s = self._recipe.training.time_budget_s
-        return bool(budget_s) and self._elapsed_s() >= budget_s
-
     def _elapsed_s(self) -> float:
-        return self._elapsed_before_s + time.monotonic() - self._started_s
+        """Seconds of reinforcement learning, those before a resume included."""
+        return self._elapsed_before_s + (time.monotonic() - self._started_s if self._started_s is not None else 0.0)
 
     def _state(self) -> str:
         machine, stats = self._p.machine, self._p.engine.stats()

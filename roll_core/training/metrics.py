@@ -30,7 +30,8 @@ class Rate:
         scale = 1 + Z_95**2 / n
         middle = (share + Z_95**2 / (2 * n)) / scale
         half = Z_95 / scale * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n))
-        return cls(share, max(0.0, middle - half), min(1.0, middle + half), n)
+        # Rounding may push a bound past the rate itself at 0 and 1.
+        return cls(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)), n)
 
     def as_dict(self) -> dict[str, float]:
         return {"rate": self.rate, "low": self.low, "high": self.high, "n": self.n}

@@ -100,7 +100,8 @@ class Display:
         values, numbers = self._numbers.latest, self._numbers
         cells = []
         if numbers.success:
-            cells.append(("success", f"{values.get('rollout/success', 0.0):.0%} (smooth {numbers.success[-1]:.0%})"))
+            now = f"{values['rollout/success']:.0%}" if "rollout/success" in values else "–"
+            cells.append(("success", f"{now} (smooth {numbers.success[-1]:.0%})"))
         cells += [
             ("reward", f"{values.get('rollout/reward', 0.0):.2f}"),
             ("void", f"{values.get('rollout/void_rate', 0.0):.1%}"),

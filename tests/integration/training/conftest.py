@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -14,11 +14,15 @@ from rich.console import Console
 
 from roll_core.config import Recipe
 from roll_core.config.load import recipe_from_data
+from roll_core.engines.base import EngineStats, SamplingParams
+from roll_core.models import CausalLM, ModelConfig
 from roll_core.rollout.sessions import LocalSessions
+from roll_core.training import assembly
+from roll_core.training.loop import Summary
 from roll_core.training.progress import Display
 from roll_core.training.reporting import FileReporter
-from roll_core.training.loop import Summary
 from roll_core.training.run import RunDirectory, RunIdentity, train
+from roll_core.types import Generation, Weights
 
 FOLDER = Path(__file__).parent
 TASKS = {"train": ["red", "green", "blue"], "test": ["red", "green", "blue"]}
@@ -60,16 +64,19 @@ def _make_recipe(**sections: dict[str, object]) -> Recipe:
     base: dict[str, dict[str, object]] = {
         "env": {"name": "doors"},
         "platform": {"mode": "local", "local_entry": "scripted_doors:Doors"},
-        "model": {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "intermediate": 64, "max_context": 96},
+        "model": {
+            "hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "intermediate": 64, "max_context": 96,
+        },
         "tokenizer": {"vocab_size": 300},
-        "engine": {"slots": 8},
+        "engine": {"slots": 16},
         "learner": {"lr": 3e-3},
         "rollout": {
-            "concurrency": 8, "group_size": 4, "groups_per_batch": 2, "alpha": 1, "max_turns": 3, "max_tokens_per_turn": 8,
+            "concurrency": 16, "group_size": 8, "groups_per_batch": 4, "alpha": 1, "max_turns": 3,
+            "max_tokens_per_turn": 8,
         },
-        "warm_start": {"demonstrations": 3, "epochs": 12, "batch_size": 3, "lr": 3e-3},
-        "evaluation": {"tasks": 24, "temperature": 1.0},
-        "training": {"steps": 20, "batch_deadline_s": 60, "step_deadline_s": 60},
+        "warm_start": {"demonstrations": 3, "epochs": 44, "batch_size": 3, "lr": 1e-2},
+        "evaluation": {"tasks": 60, "temperature": 1.0},
+        "training": {"steps": 32, "threads": 1, "batch_deadline_s": 60, "step_deadline_s": 60},
         "checkpoint": {"every_steps": 4},
     }  # fmt: skip
     for section, values in sections.items():
@@ -80,6 +87,65 @@ def _make_recipe(**sections: dict[str, object]) -> Recipe:
 @pytest.fixture
 def run_directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "run")
+
+
+class PlainEngine:
+    """One request after the other, the whole sequence computed anew for each token, by the learner's own network.
+
+    Slow, but what it samples depends on nothing beside the request and the weights: runs can be compared bit for bit.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, **_: object) -> None:
+        self._model = CausalLM(config)
+        self._set(weights)
+
+    def _set(self, weights: Weights) -> None:
+        self._version = weights.version
+        self._model.load_state_dict(weights.tensors, strict=False)
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def abort(self, request_id: str) -> None:
+        pass
+
+    def release(self, session: str) -> None:
+        pass
+
+    async def load_weights(self, weights: Weights) -> None:
+        self._set(weights)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(self._version, 0, 0, 0, 0, 0, 1, 0.0)
+
+    async def generate(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, *, session: str = ""
+    ) -> Generation:
+        await asyncio.sleep(0)
+        generator = torch.Generator().manual_seed(params.seed or 0)
+        ids, logprobs = list(prompt_ids), []
+        while len(logprobs) < params.max_tokens:
+            with torch.no_grad():
+                scores = torch.log_softmax(self._model(torch.tensor([ids]))[0, -1], -1)
+            token = int(torch.multinomial(scores.exp(), 1, generator=generator))
+            ids.append(token)
+            logprobs.append(float(scores[token]))
+            if token in params.stop_token_ids:
+                break
+        sampled = tuple(ids[len(prompt_ids) :])
+        reason = "stop" if sampled[-1] in params.stop_token_ids else "length"
+        return Generation(sampled, tuple(logprobs), (self._version,) * len(sampled), reason)
+
+
+@pytest.fixture
+def plain_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test sample with :class:`PlainEngine`."""
+    monkeypatch.setattr(
+        assembly, "make_engine", lambda recipe, config, weights, tokenizer: PlainEngine(config, weights)
+    )
 
 
 @pytest.fixture
