@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,16 @@ def test_unusual_actions_are_ordinary_steps(env: AlfworldEnv) -> None:
     env.reset("train/000000", 0, {})
     for action in (None, 3, {"a": 1}, ["look"], "\x00", "look" * 10_000):
         assert env.step(action)[0] == NOTHING_HAPPENS
+
+
+def test_the_games_play_on_the_standard_library_alone(bundle: Path) -> None:
+    root = Path(__file__).parents[3]
+    code = (
+        "import sys; from envs.alfworld.env import AlfworldEnv; env = AlfworldEnv(); env.reset('train/000000', 0, {});"
+        "print([env.step(c)[1] for c in env.call('expert_plan', {})][-1],"
+        "[m for m in sys.modules if m.split('.')[0] in ('textworld', 'alfworld', 'numpy', 'tatsu', 'fast_downward')])"
+    )
+    environ = {"PYTHONPATH": str(root), "ROCK_ENV_DATA": str(bundle / "data")}
+    argv = [sys.executable, "-S", "-c", code]  # -S: no site-packages
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "1.0 []", done.stderr

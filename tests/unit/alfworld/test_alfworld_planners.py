@@ -10,7 +10,7 @@ import pytest
 from envs.alfworld.downward import downward_plan
 from envs.alfworld.engine import Game
 from envs.alfworld.env import AlfworldEnv
-from envs.alfworld.planner import Unsolvable, wins
+from envs.alfworld.planner import Unsolvable, plan, wins
 from envs.alfworld.seeker import seek
 from envs.alfworld.store import Store
 
@@ -57,6 +57,14 @@ def test_the_environment_offers_all_planners(bundle: Path) -> None:
     assert env.call("expert_plan", {"task": "train/000002"}) == list(env._store.spec("train/000002").plan)
     with pytest.raises(ValueError, match="seeker"):
         env.call("expert_plan", {"planner": "crystal ball"})
+
+
+def test_plans_use_the_verbs_of_the_games_own_grammar(store: Store) -> None:
+    texts = store.texts("train/000000")
+    older = texts.grammar.replace('"move {o} to {r}"', '"put {o} in/on {r}"')
+    game = Game(texts.domain, older, texts.problem)
+    assert " in/on " in plan(game, texts.task_type, texts.params)[-1]
+    assert " in/on " in seek(game, texts.task_type, texts.params, 0, 200)[-1]
 
 
 @pytest.mark.usefixtures("shipped_engine")
