@@ -7,7 +7,6 @@ loopback.
 
 from __future__ import annotations
 
-import contextvars
 import hashlib
 import hmac
 import logging
@@ -17,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from rock.api.problems import problem_response
+from rock.api.problems import problem_response, request_id
 from rock.domain.errors import RockError, Unauthorized
 
 log = logging.getLogger("rock.api.access")
@@ -30,8 +29,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
-
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 
 class Guard:

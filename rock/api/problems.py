@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,9 @@ from starlette.exceptions import HTTPException
 from rock.domain.errors import Conflict, InvalidRequest, NotFound, RockError
 
 log = logging.getLogger(__name__)
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
+"""Of the request being served: in every line that is logged for it, and in the answer's ``X-Request-Id``."""
 
 MEDIA_TYPE = "application/problem+json"
 _SHOWN_ERRORS = 3
@@ -45,7 +49,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RockError)
     async def on_rock_error(request: Request, error: RockError) -> Response:
         level = logging.INFO if error.http_status < 500 else logging.WARNING
-        log.log(level, "%s %s: %s: %s", request.method, request.url.path, error.code, error.message)
+        path = request.url.path
+        log.log(level, "request=%s %s %s: %s: %s", request_id.get(), request.method, path, error.code, error.message)
         return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
@@ -63,7 +68,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        log.error("request=%s %s %s failed", request_id.get(), request.method, request.url.path, exc_info=error)
         return problem_response(
             RockError(
                 f"{request.method} {request.url.path} failed inside the platform",

@@ -106,7 +106,7 @@ def whole(
     """
 
     @functools.wraps(method)
-    async def run(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await self._db.finish(method(self, *args, **kwargs))
 
     return run
