@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from rock.sdk.home import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_URL, read_server, 
 # `rock up -d` itself waits until the platform is healthy and says why it is not; this only bounds a hanging process.
 START_TIMEOUT_S = 120.0
 _PROBE_S = 2.0
+# Ending a platform that is half up includes removing its first sandboxes.
+_PATIENCE_S = 70.0
 
 
 class Launched(NamedTuple):
@@ -87,18 +90,32 @@ def ensure_platform(
 def _start(argv: list[str], database: str | None, timeout_s: float) -> None:
     # By the environment: the URL of a database may hold a password, and arguments can be read by everyone.
     environ = os.environ if database is None else {**os.environ, "ROCK_DATABASE": database}
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False, env=environ)
+        out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
+        _interrupt(process)
         raise DeadlineExceeded(
             f"The platform did not come up within {timeout_s:g} s.", hint="Run `rock up` in a terminal to see why."
         ) from error
-    if done.returncode != 0:
+    except BaseException:
+        _interrupt(process)
+        raise
+    if process.returncode != 0:
         raise PlatformUnavailable(
-            f"The platform could not be started: {done.stderr.strip() or done.stdout.strip()}",
-            hint="Run `rock doctor` to see what is missing on this machine.",
-            cause=done.stderr,
+            f"The platform could not be started. {(err.strip() or out.strip()).removeprefix('Error: ')}",
+            hint="`rock doctor` says what is missing on this machine.",
         )
+
+
+def _interrupt(process: subprocess.Popen[str]) -> None:
+    """As Ctrl-C would: it then ends what it had begun to start, so that no platform comes up behind our back."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def _healthy(url: str) -> bool:
