@@ -17,7 +17,7 @@ from envs.alfworld.downward import TIME_LIMIT_S, downward_plan
 from envs.alfworld.engine import Game
 from envs.alfworld.planner import plan, wins
 from envs.alfworld.seeker import seek
-from envs.alfworld.shipped import Episode
+from envs.alfworld.shipped import Episode, ShippedPlay, missing
 from envs.alfworld.store import Store
 from envs.alfworld.world import GameTexts
 from rock.guest.env import Env, StepResult
@@ -50,8 +50,8 @@ class AlfworldEnv(Env):
             raise ValueError(f"max_steps is {max_steps!r}; expected a whole number from 1.")
         texts, game = self._load(task)
         if engine == "textworld":
-            from envs.alfworld.shipped import ShippedPlay
-
+            if reason := missing():
+                raise RuntimeError(f"engine='textworld' cannot run here ({reason.strip()}); engine='fast' can.")
             self._play = ShippedPlay.from_texts(texts)
         else:
             self._play = game.start()
