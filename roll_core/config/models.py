@@ -234,6 +234,8 @@ class WarmStart(Section):
     """Demonstrations in one step."""
     lr: Annotated[float, Field(gt=0)] = 2e-3
     """Peak learning rate; it falls to a tenth along a cosine."""
+    predict_observations: bool = False
+    """Also learn to predict the environment's words: much quicker for a model that starts from random weights."""
     plan_s: Seconds = 60.0
     """Deadline of one plan. A task whose plan takes longer is left out."""
 

@@ -40,8 +40,13 @@ class ImitationLearner(Protocol):
         ...
 
 
-def to_sample(demonstration: Demonstration, prompter: Prompter, max_tokens: int) -> Sample:
-    """The demonstration as the policy would have experienced it, cut after ``max_tokens``."""
+def to_sample(
+    demonstration: Demonstration, prompter: Prompter, max_tokens: int, *, predict_observations: bool = False
+) -> Sample:
+    """The demonstration as the policy would have experienced it, cut after ``max_tokens``.
+
+    With ``predict_observations`` the environment's words are to be predicted as well: a model without pretraining
+    learns from them what is named where, and to copy names, long before the expert's few words would teach it."""
     tokens: list[int] = []
     mask: list[int] = []
     sampled: list[int] = []
@@ -53,7 +58,8 @@ def to_sample(demonstration: Demonstration, prompter: Prompter, max_tokens: int)
             context = prompter.following(step.observation, info, sampled)
         sampled = prompter.demonstrate(step.action)
         tokens += [*context, *sampled]
-        mask += [*[0] * len(context), *[1] * len(sampled)]
+        mask += [*[int(predict_observations)] * len(context), *[1] * len(sampled)]
+    mask[0] = 0  # nothing precedes the first token that could predict it
     return Sample(tuple(tokens[:max_tokens]), tuple(mask[:max_tokens]))
 
 

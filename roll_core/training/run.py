@@ -174,7 +174,15 @@ class _WarmStart:
 
     def _imitate(self, model: CausalLM, prompter: Prompter, demonstrations: tuple[Demonstration, ...]) -> list[float]:
         warm_start = self.recipe.warm_start
-        samples = [to_sample(d, prompter, self.recipe.model.max_context) for d in demonstrations]
+        samples = [
+            to_sample(
+                d,
+                prompter,
+                self.recipe.model.max_context,
+                predict_observations=warm_start.predict_observations,
+            )
+            for d in demonstrations
+        ]
         settings = ImitationSettings(warm_start.epochs, warm_start.batch_size, warm_start.lr, self.recipe.training.seed)
         learner = TorchLearner(model, assembly.learner_config(self.recipe), device=self.recipe.learner.device)
         self.display.phase("imitation", settings.epochs * -(-len(samples) // settings.batch_size))
