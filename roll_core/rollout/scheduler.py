@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 from rock.domain.outcome import LedgerState, Truncated, Void, VoidCause
 from roll_core.errors import PlatformOutage
@@ -20,6 +21,8 @@ from roll_core.rollout.episode import Episode, Player
 from roll_core.rollout.machine import RolloutMachine
 from roll_core.rollout.work import Booking, Effects, EpisodeSpec
 from roll_core.types import Group, Trajectory
+
+T = TypeVar("T")
 
 OUTSIDE_CAUSES = frozenset(set(VoidCause) - {VoidCause.ENVIRONMENT_ERROR})
 """Voids that may mean the platform is down. A task whose own code fails says nothing about the platform."""
@@ -249,6 +252,14 @@ async def play_measured(
     def book(trajectory: Trajectory, state: LedgerState) -> None:
         on_booked(machine.book_measured(trajectory, state))
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(new_spec)) for new_spec in specs]
+    return await all_of([one(new_spec) for new_spec in specs])
+
+
+async def all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results in order. The first error ends the others and is raised as itself, not wrapped in a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
     return [task.result() for task in tasks]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -133,6 +134,7 @@ async def _run(plan: Plan) -> Summary:
     from roll_core.training.run import RunDirectory, train
 
     directory = RunDirectory(plan.path)
+    _log_to(plan.path / "train.log")
     place = _on_platform if plan.recipe.platform.mode == "rock" else _locally
     with _sigterm_cancels():
         async with place(plan) as placed:
@@ -152,6 +154,18 @@ async def _run(plan: Plan) -> Summary:
                     raise
                 finally:
                     await _close(reporter, ended, detail, directory)
+
+
+def _log_to(file: Path) -> None:
+    """What the libraries have to say goes into the run's directory: the terminal belongs to the display."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("roll_core", "rock"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 async def _close(reporter: Reporter, ended: str, detail: str, directory: RunDirectory) -> None:
@@ -262,19 +276,8 @@ def _told_how_to_continue(plan: Plan) -> Iterator[None]:
     except (KeyboardInterrupt, asyncio.CancelledError):
         CONSOLE.print(f"Stopped. {_way_on(plan)}", soft_wrap=True, highlight=False)
         raise typer.Exit(130) from None
-    except BaseExceptionGroup as group:
-        error = _first(group)
-        if not isinstance(error, RollError | RockError):
-            raise
-        raise _stopped(error, plan) from group
     except (RollError, RockError) as error:
         raise _stopped(error, plan) from error
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _stopped(error: RollError | RockError, plan: Plan) -> Exception:

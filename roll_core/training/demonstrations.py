@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from rock.domain.errors import Fault, RockError
 from roll_core.errors import RollError
 from roll_core.rollout.backoff import OutageGuard
-from roll_core.rollout.scheduler import Slots, check_outage
+from roll_core.rollout.scheduler import Slots, all_of, check_outage
 from roll_core.rollout.sessions import SessionFactory
 
 log = logging.getLogger(__name__)
@@ -92,9 +92,7 @@ async def collect(
         on_progress(done, len(tasks))
         return result
 
-    async with asyncio.TaskGroup() as group:
-        running = [group.create_task(one(task, seed)) for task, seed in tasks]
-    found = tuple(d for r in running if (d := r.result()) is not None)
+    found = tuple(d for d in await all_of([one(task, seed) for task, seed in tasks]) if d is not None)
     if not found:
         raise RollError(
             f"None of {len(tasks)} tasks of {settings.env} could be demonstrated with {settings.method!r}. See "

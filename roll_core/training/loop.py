@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from rock.domain.outcome import LedgerState
 from roll_core.config import Recipe
 from roll_core.engines.base import Engine
+from roll_core.errors import PlatformOutage
 from roll_core.learners.base import Learner
 from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.episode import Player
@@ -74,6 +75,7 @@ class Trainer:
         self._resumed = resumed is not None
         self._saved_step = self.step if resumed else -1
         self._started_s: float | None = None
+        self._learning = False
         self._meter = RolloutMeter()
         self._scheduler = Scheduler(
             parts.machine,
@@ -99,6 +101,10 @@ class Trainer:
             await self._scheduler.close()
             await self._save()
             after = await self._evaluate("after") if evaluating else None
+        except (PlatformOutage, asyncio.CancelledError):
+            if not self._learning:  # else learner and machine are a step apart, and the last checkpoint must do
+                await self._save()
+            raise
         finally:
             await self._scheduler.close()
         return Summary(self.step, self._before, after, self._elapsed_s())
@@ -128,13 +134,15 @@ class Trainer:
             return False
         got_s = time.monotonic()
         version = self._p.learner.version
+        self._learning = True
         learning = self._p.worker.run(self._learn, groups)
         values, weights = await within("the learner's step", learning, training.step_deadline_s, self._state)
         trained_s = time.monotonic()
         self._scheduler.carry_out(self._p.machine.trained(groups))
+        self.step += 1
+        self._learning = False
         await self._publish(weights)
         ended_s = time.monotonic()
-        self.step += 1
         values |= self._meter.values() | staleness(groups, version)
         values |= engine_values(stats, self._p.engine.stats(), ended_s - started_s)
         values |= {
