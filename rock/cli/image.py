@@ -23,7 +23,8 @@ def build(
     """Build an image, or the base image that plain sandboxes and environments start from.
 
     The base image is one that is there already, else python:X.Y-slim from a registry, else it is made of the Python
-    that runs this command (a few seconds, no network). A Dockerfile that says [bold]ARG BASE[/] is given it.
+    that runs this command (a few seconds, no network); one so made by another version is made again. A Dockerfile that
+    says [bold]ARG BASE[/] is given it.
 
     Examples:
       rock image build

@@ -19,7 +19,7 @@ import psutil
 from rock.domain.errors import ImageBuildFailed, StorageError
 from rock.guest import env as env_protocol
 from rock.runtimes.bundles import Bundle, EnvCatalog, Environment
-from rock.runtimes.images import PYTHON, build_image, docker_client, ensure_base_image, has_image
+from rock.runtimes.images import PYTHON, build_image, docker_client, ensure_base_image, is_current
 
 OnLine = Callable[[str], None]
 
@@ -153,7 +153,7 @@ def _prepare(environment: Environment, out: Path, quick: bool, say: OnLine) -> N
 
 def _build_image(environment: Environment, bundle: Bundle, force: bool, say: OnLine) -> None:
     with docker_client(60.0) as api:
-        if not force and has_image(api, bundle.image):
+        if not force and is_current(api, bundle.image):
             say(f"The image {bundle.image} is up to date.")
             return
     base = ensure_base_image(on_line=say)

@@ -13,6 +13,7 @@ import functools
 import os
 import shutil
 import stat
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -38,6 +39,10 @@ _THREADS = 8
 _CALL_TIMEOUT_S = 60.0
 _LOG_OPTIONS = {"max-size": "1m", "max-file": "1"}
 _EVENT_RETRY_S = 1.0
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+BASE_TAG = f"rock-base:py{PYTHON}"
+"""What plain sandboxes start from; :mod:`rock.runtimes.images` makes it."""
 
 LABEL_INSTANCE = "rock.instance"
 LABEL_SANDBOX = "rock.sandbox"
@@ -252,7 +257,7 @@ def image_not_found(image: str) -> ImageNotFound:
         name = image.removeprefix("rock-env-").partition(":")[0]
         return ImageNotFound(f"environment {name!r} has no image {image}", hint=f"Build it: rock env build {name}")
     if image.startswith("rock-base:"):
-        return ImageNotFound(f"the base image {image} has not been made yet", hint="Make it: rock image build --base")
+        return ImageNotFound(f"the base image {image} has not been made yet", hint="Make it: rock image build")
     return ImageNotFound(f"no local image {image!r}", hint=f"Get it with `docker pull {image}`, or: rock image build")
 
 

@@ -3,13 +3,15 @@
 Base image ladder: a local tag; else ``python:X.Y-slim`` from a registry, if one answers soon; else a file system
 made of the interpreter that runs us, its shared libraries and this machine's basic commands (3 s, no network).
 X.Y is always our own version, because environments' packages are installed by our own pip.
+
+A base image that we made carries its recipe as a label, which images built on it inherit: one whose recipe is no longer
+ours is made again. A base image without that label is somebody's own, or a registry's, and stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import sys
 import tarfile
 import tempfile
 from collections import deque
@@ -24,14 +26,13 @@ from docker.errors import DockerException, NotFound
 from docker.utils.build import exclude_paths
 
 from rock.domain.errors import ImageBuildFailed, InvalidRequest, RuntimeUnavailable
-from rock.runtimes.docker import check_docker, new_client
-from rock.runtimes.rootfs import write_rootfs
+from rock.runtimes.docker import BASE_TAG, PYTHON, check_docker, new_client
+from rock.runtimes.rootfs import recipe, write_rootfs
 
 OnLine = Callable[[str], None]
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-BASE_TAG = f"rock-base:py{PYTHON}"
 LABEL_OURS = "rock.image"
+LABEL_RECIPE = "rock.base.recipe"
 
 # A registry that says nothing for this long is treated as absent; a download under way says something all the time.
 _PULL_SILENCE_S = 8.0
@@ -52,9 +53,15 @@ def ensure_base_image(*, on_line: OnLine | None = None, pull: bool = True) -> st
     """The tag of a base image that exists now. Blocking, seconds. Raises RuntimeUnavailable, ImageBuildFailed."""
     say = on_line or _ignore
     with docker_client(_BUILD_SILENCE_S) as api:
-        if has_image(api, BASE_TAG):
+        if is_current(api, BASE_TAG):
             return BASE_TAG
-        if not (pull and _pull_base(api, say)):
+        if has_image(api, BASE_TAG):
+            say(f"{BASE_TAG} was made by another recipe; making it again.")
+            outdated = api.inspect_image(BASE_TAG)["Id"]
+            _import_base(api, say)
+            with contextlib.suppress(DockerException):  # an image or a container stands on it
+                api.remove_image(outdated)
+        elif not (pull and _pull_base(api, say)):
             _import_base(api, say)
     return BASE_TAG
 
@@ -118,6 +125,15 @@ def has_image(api: APIClient, tag: str) -> bool:
     return True
 
 
+def is_current(api: APIClient, tag: str) -> bool:
+    """Whether the image exists and is not, or does not stand on, a base image that we would make otherwise now."""
+    try:
+        labels = api.inspect_image(tag)["Config"].get("Labels") or {}
+    except NotFound:
+        return False
+    return labels.get(LABEL_RECIPE) in (None, recipe())
+
+
 @contextlib.contextmanager
 def docker_client(timeout_s: float) -> Iterator[APIClient]:
     """A client, or RuntimeUnavailable with the reason and the way out."""
@@ -162,6 +178,7 @@ def _import_base(api: APIClient, say: OnLine) -> None:
     with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
         write_rootfs(Path(archive.name))
         changes = ["ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "ENV LANG=C.UTF-8", 'CMD ["python3"]']
+        changes.append(f"LABEL {LABEL_RECIPE}={recipe()}")
         answer = api.import_image_from_file(archive.name, repository=repository, tag=tag, changes=changes)
     if "error" in str(answer):
         raise ImageBuildFailed(f"Docker did not import the base image: {answer}", cause=str(answer))

@@ -6,6 +6,7 @@ library by itself. No network, no package manager, about 3 s.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shutil
@@ -26,8 +27,19 @@ _COMMANDS = (
 )
 # fmt: on
 
-# Wheels with compiled parts expect these to be there.
-_EXTRA_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1")
+# Wheels with compiled parts expect these to be there: the C++ runtime, OpenMP, zlib, and the parts of glibc that were
+# libraries of their own before 2.34 and are still asked for by name.
+_EXTRA_LIBRARIES = (
+    "libstdc++.so.6",
+    "libgcc_s.so.1",
+    "libgomp.so.1",
+    "libz.so.1",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+)
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "tkinter", "ensurepip", "turtledemo", "lib2to3"}
 
@@ -39,6 +51,11 @@ _FILES = {
     "etc/resolv.conf": "",
 }
 _CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+
+
+def recipe() -> str:
+    """Changes whenever a file system made now could differ in kind from one made before: this module, or the Python."""
+    return hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()[:12]
 
 
 def write_rootfs(path: Path) -> None:
