@@ -23,6 +23,7 @@ from roll_core.algorithms import LossInputs, kl_estimate, token_weights
 from roll_core.errors import CheckpointError
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.logprobs import Scored, micro_batches, row_lengths, score
+from roll_core.learners.optimizers import make_optimizers
 from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch, Weights
 
@@ -59,10 +60,7 @@ class TorchLearner:
 
     def reset_optimizer(self) -> None:
         """Forget moments and warm-up: for the change from imitation to reinforcement."""
-        decayed = [p for p in self.model.parameters() if p.dim() > 1]
-        plain = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=self.config.lr, betas=self.config.betas, fused=True)
+        self._optimizers = make_optimizers(self.model, self.config)
         self._updates = 0
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -161,10 +159,11 @@ class TorchLearner:
         if applied:
             self._updates += 1
             rise = min(1.0, self._updates / max(1, self.config.warmup_updates))
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr * rise
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * rise
+                optimizer.step()
+        self.model.zero_grad(set_to_none=True)
         return norm, applied
 
     def _metrics(self, totals: dict[str, float], batch: TrainBatch, tokens: int, seconds: float) -> dict[str, float]:
@@ -175,7 +174,7 @@ class TorchLearner:
         metrics |= {name: totals[name] for name in ("behaviour_gap_max", "skipped_updates", "updates")}
         versions = batch.versions_BT[batch.mask_BT > 0]
         metrics |= {
-            "lr": self._optimizer.param_groups[0]["lr"],
+            "lr": self._optimizers[0].param_groups[0]["lr"],
             "tokens": float(tokens),
             "response_tokens": batch.mask_BT.sum().item(),
             "token_staleness": (self._version - 1 - versions.float()).mean().item() if len(versions) else 0.0,
@@ -221,7 +220,7 @@ class TorchLearner:
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "reference": None if self._reference is None else self._reference.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [o.state_dict() for o in self._optimizers],
             "generator": self._generator.get_state(),
             "version": self._version,
             "updates": self._updates,
@@ -241,7 +240,8 @@ class TorchLearner:
             self.model.load_state_dict(state["model"])
             if self._reference is not None and state["reference"] is not None:
                 self._reference.load_state_dict(state["reference"])
-            self._optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self._generator.set_state(state["generator"].cpu())
         except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
             raise CheckpointError(f"{path} cannot be loaded into this learner: {error}") from error

@@ -16,6 +16,7 @@ from roll_core.algorithms import POLICY_LOSSES, LossInputs
 from roll_core.errors import CheckpointError
 from roll_core.learners import LearnerConfig
 from roll_core.learners.logprobs import micro_batches, row_lengths, score
+from roll_core.learners.optimizers import make_optimizers
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ModelConfig
 from roll_core.types import TrainBatch
@@ -91,7 +92,7 @@ def test_micro_batches_train_like_one_big_batch(loss: str) -> None:
         config = LearnerConfig(loss=loss, micro_batch_tokens=tokens, entropy_coef=0.01, kl_coef=0.1, max_grad_norm=1e9)
         learner = TorchLearner(CausalLM(TINY, seed=1), config, reference=CausalLM(TINY, seed=2))
         captured: list[Tensor] = []
-        learner._optimizer.register_step_pre_hook(
+        learner._optimizers[0].register_step_pre_hook(
             lambda opt, *_, out=captured: out.append(
                 torch.cat([p.grad.flatten() for g in opt.param_groups for p in g["params"]])
             )
@@ -145,9 +146,10 @@ def test_prox_is_recomputed_once_and_behaviour_never() -> None:
         assert single.train_step(batch)["learner/ratio_mean"] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_checkpoint_continues_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     config = LearnerConfig(
-        lr=1e-2, updates_per_batch=3, epochs=2, warmup_updates=20, kl_coef=0.1, weight_decay=0.1, seed=5
+        optimizer=optimizer, lr=1e-2, updates_per_batch=3, epochs=2, warmup_updates=20, kl_coef=0.1, weight_decay=0.1, seed=5
     )
     straight = TorchLearner(CausalLM(TINY, seed=1), config)
     straight.train_step(make_batch(0))
@@ -203,6 +205,24 @@ def test_imitation_learns_the_masked_tokens_and_no_others() -> None:
     context_logprobs = learner.logprobs(batch.tokens_BT, torch.nn.functional.pad(context, (1, 0)))
     assert -context_logprobs.sum() / context.sum() > 2
     assert learner.version == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_is_in_exactly_one_group(optimizer: str) -> None:
+    model = CausalLM(TINY)
+    optimizers = make_optimizers(model, LearnerConfig(optimizer=optimizer))
+    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+
+
+def test_muon_trains_matrices_but_not_the_vocabulary() -> None:
+    model = CausalLM(TINY)
+    muon, adamw = make_optimizers(model, LearnerConfig(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    of_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert of_muon
+    assert all("proj" in name for name in of_muon)
+    assert any("embed" in names[id(p)] for group in adamw.param_groups for p in group["params"])
 
 
 def test_weights_are_a_copy() -> None:
