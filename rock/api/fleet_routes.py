@@ -79,6 +79,7 @@ def _sandboxes(router: APIRouter, control: Control) -> None:
 
     @router.post("/sandboxes/{sandbox_id}/exec", tags=["sandboxes"], summary="Run a command in a leased sandbox")
     async def execute(sandbox_id: SandboxId, request: ExecRequest) -> ExecResult:
+        """`conflict` when nobody holds it: what waits in the warm pool must stay untouched."""
         return await control.exec(sandbox_id, request)
 
     @router.get("/sandboxes/{sandbox_id}/logs", tags=["sandboxes"], summary="The last lines of its output")
@@ -89,7 +90,8 @@ def _sandboxes(router: APIRouter, control: Control) -> None:
 def _leases(router: APIRouter, control: Control) -> None:
     @router.post("/leases", status_code=201, tags=["leases"], summary="Take a sandbox")
     async def create(request: LeaseRequest) -> LeaseView:
-        """Waits up to `wait_s`. The token in the answer is shown this once."""
+        """Waits up to `wait_s`. Without `env`, `image` and `spec` it is a plain sandbox of the runtime's default image.
+        The token in the answer is shown this once."""
         return await control.leases.create(request)
 
     @router.get("/leases", tags=["leases"], summary="The living leases")

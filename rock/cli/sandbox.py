@@ -55,24 +55,14 @@ def create(
     async def take(rock: Rock) -> LeaseView:
         if env:
             return await rock.create_lease(lease_request(env=env, ttl_s=ttl_s, wait_s=wait_s, labels=labels))
-        chosen = image or base_image((await rock.health()).runtime)
-        spec = None if plain else _spec(chosen, cpus, memory_mb, environ, network, writable)
-        return await rock.create_lease(lease_request(chosen, spec=spec, ttl_s=ttl_s, wait_s=wait_s, labels=labels))
+        spec = None if plain else _spec(image, cpus, memory_mb, environ, network, writable)
+        return await rock.create_lease(lease_request(image, spec=spec, ttl_s=ttl_s, wait_s=wait_s, labels=labels))
 
     lease = ask(take)
     if as_json:
         print_json(lease.model_copy(update={"token": ""}))
     else:
         say(lease.sandbox_id)
-
-
-def base_image(runtime: str) -> str:
-    """What a plain sandbox runs when nobody says."""
-    if runtime != "docker":
-        return "host"
-    from rock.runtimes.images import BASE_TAG
-
-    return BASE_TAG
 
 
 def _spec(image: str, cpus: float, memory_mb: int, environ: list[str], network: str, writable: bool) -> SandboxSpec:

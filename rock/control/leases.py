@@ -76,6 +76,8 @@ class LeaseService:
     async def create(self, request: LeaseRequest) -> LeaseView:
         spec, env = await self._spec_of(request)
         node = await self._choose(spec)
+        if not spec.image:
+            spec = spec.model_copy(update={"image": node.default_image})
         lease_id, token = f"ls-{secrets.token_hex(6)}", secrets.token_urlsafe(24)
         try:
             sandbox = await node.claim(
@@ -111,6 +113,7 @@ class LeaseService:
         return self._view(lease, token)
 
     async def _spec_of(self, request: LeaseRequest) -> tuple[SandboxSpec, str]:
+        """The spec and the environment's name. Without an image the node that is chosen says which."""
         if request.env:
             if request.image or request.spec is not None:
                 raise InvalidRequest("a lease names either an environment or an image, not both", hint="Drop one.")
@@ -119,8 +122,6 @@ class LeaseService:
             if request.image and request.image != request.spec.image:
                 raise InvalidRequest(f"image {request.image!r} is not that of the spec, {request.spec.image!r}")
             return request.spec, ""
-        if not request.image:
-            raise InvalidRequest("a lease needs `env` or `image`", hint='For example {"env": "alfworld"}.')
         return SandboxSpec(image=request.image), ""
 
     async def _env_spec(self, env: str) -> SandboxSpec:

@@ -68,6 +68,10 @@ class Node:
     def name(self) -> str:
         return self._config.name
 
+    @property
+    def default_image(self) -> str:
+        return self._runtime.default_image
+
     async def open(self) -> None:
         """Raises RuntimeUnavailable with the remedy when the runtime cannot be used here."""
         availability = await self._runtime.check()
@@ -265,7 +269,8 @@ class Node:
         if record.state not in _USABLE or record.client is None:
             raise Conflict(
                 f"sandbox {sandbox_id} is {record.state}, not leased",
-                hint="Commands run in leased sandboxes only: what waits in the warm pool must stay untouched.",
+                hint="Commands run in leased sandboxes only: what waits in the warm pool must stay untouched. "
+                "`rock sandbox create` leases one.",
             )
         value = await record.client.call(
             "exec",

@@ -47,6 +47,8 @@ class RuntimeEvent:
 
 class Runtime(Protocol):
     name: str
+    default_image: str
+    """What a plain sandbox runs when nobody says."""
 
     async def check(self) -> Availability: ...
 

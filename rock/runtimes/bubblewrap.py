@@ -67,6 +67,7 @@ class BubblewrapRuntime:
     """``home``: the state directory (default ``$ROCK_HOME`` or ``~/.rock``)."""
 
     name = "bubblewrap"
+    default_image = HOST_IMAGE
 
     def __init__(self, instance: str, home: Path | None = None) -> None:
         home = home or Path(os.environ.get("ROCK_HOME") or "~/.rock").expanduser().absolute()

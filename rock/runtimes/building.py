@@ -19,7 +19,8 @@ import psutil
 from rock.domain.errors import ImageBuildFailed, StorageError
 from rock.guest import env as env_protocol
 from rock.runtimes.bundles import Bundle, EnvCatalog, Environment
-from rock.runtimes.images import PYTHON, build_image, docker_client, ensure_base_image, is_current
+from rock.runtimes.docker import PYTHON
+from rock.runtimes.images import build_image, docker_client, ensure_base_image, is_current
 
 OnLine = Callable[[str], None]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rock.domain.errors import ImageNotFound, InvalidRequest, NotFound
-from rock.runtimes.images import PYTHON
+from rock.runtimes.docker import PYTHON
 from rock.runtimes.manifest import FILE, EnvManifest, read_manifest
 from rock.wire.models import EnvView, SandboxSpec
 

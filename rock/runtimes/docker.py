@@ -53,6 +53,7 @@ class DockerRuntime:
     """``instance``: the platform's id; only its containers are ours. Without ``base_url`` DOCKER_HOST decides."""
 
     name = "docker"
+    default_image = BASE_TAG
 
     def __init__(self, instance: str, *, base_url: str | None = None) -> None:
         self.instance = instance

@@ -238,6 +238,7 @@ class FakeRuntime:
     so a second node can adopt them from the same object; ``destroy`` ends all."""
 
     name = "fake"
+    default_image = "fake"
 
     def __init__(
         self, instance: str = "fake", *, faults: Faults | None = None, env_factory: Callable[[], Any] = ToyEnv

@@ -148,8 +148,9 @@ class Rock:
         """A plain sandbox of ``image`` for commands and files; use it with ``async with``.
 
         Without network and with a read-only root, unless a full ``spec`` says otherwise. Give ``image`` (with
-        ``limits`` and ``environ`` if you like) or ``spec``. Images: what Docker has locally or can pull
-        (``rock image build`` makes ``rock-base:pyX.Y``); under bubblewrap ``host``.
+        ``limits`` and ``environ`` if you like) or ``spec``. Without an image it is the runtime's own: under Docker the
+        base image ``rock-base:pyX.Y`` (``rock image build`` makes it), under bubblewrap ``host``. Docker also takes any
+        local image that holds Python.
         """
         return Sandbox(
             HeldLease(
@@ -196,9 +197,10 @@ class Rock:
         return await self._transport.get(LogView, f"sandboxes/{_part(sandbox_id)}/logs", lines=lines)
 
     async def exec(self, sandbox_id: str, request: ExecRequest | Sequence[str]) -> ExecResult:
-        """Run one program in any sandbox, leased or not.
+        """Run one program in a leased sandbox, whoever holds it.
 
-        Raises: NotFound (caller: no such sandbox or program), SandboxLost (platform).
+        Raises: NotFound (caller: no such sandbox or program), Conflict (caller: it is not leased, and what waits in the
+        warm pool must stay untouched), SandboxLost (platform).
         """
         wanted = request if isinstance(request, ExecRequest) else ExecRequest(argv=tuple(request))
         result: ExecResult = await self._transport.request(
@@ -337,7 +339,7 @@ def lease_request(
     Raises: InvalidRequest (caller) naming the value that is out of range.
     """
     try:
-        if spec is None and image and (limits is not None or environ):
+        if spec is None and (limits is not None or environ):
             spec = SandboxSpec(image=image, limits=limits or Limits(), environ=dict(environ or {}))
         return LeaseRequest(
             env=env,

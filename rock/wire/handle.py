@@ -35,6 +35,11 @@ class NodeHandle(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def default_image(self) -> str:
+        """What a plain sandbox runs on this node when nobody says."""
+        ...
+
     async def view(self) -> NodeView: ...
 
     async def adopt(self, held: Sequence[HeldLease]) -> Sequence[str]:

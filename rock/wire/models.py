@@ -36,7 +36,7 @@ class SandboxSpec(Message):
     """Everything that decides what a sandbox is. Two equal specs are interchangeable, so a spec is a pool's key."""
 
     image: str
-    """Docker tag, or under bubblewrap the name of a bundle or ``host``."""
+    """Docker tag, or under bubblewrap the name of a bundle or ``host``. Empty in a request: the runtime's default."""
     env: str = ""
     """Environment hosted by the guest, as the environment's name; empty for a plain sandbox."""
     entry: str = ""
@@ -138,7 +138,8 @@ class PoolView(Message):
 
 
 class LeaseRequest(Message):
-    """Give either ``env`` (a known environment) or ``image`` (with an optional full ``spec``)."""
+    """Give ``env`` (a known environment), or ``image`` or a full ``spec``. Without an image, in the spec too, it is the
+    runtime's own: the base image under Docker, the host's system under bubblewrap."""
 
     env: str = ""
     image: str = ""

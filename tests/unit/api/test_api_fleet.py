@@ -143,7 +143,6 @@ def test_removing_a_sandbox_ends_its_lease(served: Make) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "kind", "words"),
     [
-        ({}, 422, "invalid-request", "`env` or `image`"),
         ({"env": "toy", "image": "x"}, 422, "invalid-request", "not both"),
         ({"env": "nope"}, 404, "not-found", "nope"),
         ({"image": "missing"}, 404, "image-not-found", "missing"),

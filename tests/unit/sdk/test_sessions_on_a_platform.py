@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rock.sdk import (
+    Conflict,
     DeadlineExceeded,
     EnvironmentError,  # noqa: A004
     EpisodeRecord,
@@ -19,6 +20,7 @@ from rock.sdk import (
     InvalidAction,
     LeaseExpired,
     LedgerState,
+    Limits,
     MetricPoint,
     NotFound,
     Rock,
@@ -353,5 +355,34 @@ def test_shells_commands_and_files(serving: Serving, tmp_path: Any) -> None:
             with pytest.raises(NotFound):
                 await box.download("/no/such/file", tmp_path / "none")
             assert not (tmp_path / "none").exists()
+
+    asyncio.run(main())
+
+
+def test_a_sandbox_without_an_image_is_of_the_runtimes_own(serving: Serving) -> None:
+    async def main() -> None:
+        async with serving() as served, served.client() as rock:
+            async with rock.sandbox() as box:
+                assert box.lease.image == served.runtime.default_image
+                assert (await box.run("echo hi")).output == "hi\n"
+            async with rock.sandbox("", environ={"COLOUR": "green"}, limits=Limits(pids=64)) as box:
+                spec = (await rock.sandbox_view(box.id)).spec
+                assert (spec.image, spec.environ, spec.limits.pids) == ("fake", {"COLOUR": "green"}, 64)
+
+    asyncio.run(main())
+
+
+def test_what_waits_in_the_pool_stays_untouched(serving: Serving) -> None:
+    async def main() -> None:
+        async with serving() as served, served.client() as rock, rock.env("toy") as env:
+            assert (await rock.exec(env.sandbox_id, ["echo", "hi"])).stdout == "hi\n"
+
+            async def waiting() -> list[Any]:
+                return await rock.sandboxes(state="ready")
+
+            (ready,) = await until(waiting)
+            with pytest.raises(Conflict, match="not leased") as refused:
+                await rock.exec(ready.id, ["echo", "hi"])
+            assert "rock sandbox create" in refused.value.hint
 
     asyncio.run(main())
