@@ -149,7 +149,14 @@ def test_prox_is_recomputed_once_and_behaviour_never() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_checkpoint_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     config = LearnerConfig(
-        optimizer=optimizer, lr=1e-2, updates_per_batch=3, epochs=2, warmup_updates=20, kl_coef=0.1, weight_decay=0.1, seed=5
+        optimizer=optimizer,
+        lr=1e-2,
+        updates_per_batch=3,
+        epochs=2,
+        warmup_updates=20,
+        kl_coef=0.1,
+        weight_decay=0.1,
+        seed=5,
     )
     straight = TorchLearner(CausalLM(TINY, seed=1), config)
     straight.train_step(make_batch(0))
