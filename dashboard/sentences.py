@@ -88,21 +88,13 @@ class RunFacts:
 
 
 def run_facts(
-    run: RunView,
-    metrics: pd.DataFrame,
-    ledger: LedgerView | None,
-    events: Sequence[EventView],
-    now: datetime,
-    *,
-    last_episode_at: datetime | None = None,
+    run: RunView, metrics: pd.DataFrame, ledger: LedgerView | None, events: Sequence[EventView], now: datetime
 ) -> RunFacts:
-    """``last_episode_at``: when the youngest episode ended; an evaluation reports episodes long before a rate."""
     step = max(run.step, int(metrics.index.max()) if len(metrics) else 0)
     step_s = pace(metrics)
     ended = ledger.dispatched - ledger.accounts.get(LedgerState.IN_FLIGHT, 0) if ledger else 0
     voids = ledger.accounts.get(LedgerState.VOID, 0) if ledger else 0
-    heard = [run.updated_at, *(metrics["at"].dropna().tail(1) if len(metrics) else []), last_episode_at]
-    heard_at = min(text.utc(now), max(text.utc(at) for at in heard if at is not None))
+    heard_at = min(text.utc(now), text.utc(run.updated_at))
     incidents = sorted((e for e in events if e.kind in INCIDENTS), key=lambda e: text.utc(e.at))
     left = (run.total_steps - step) * step_s if step_s is not None and run.status == "training" else None
     success = Series.SUCCESS.of(metrics)

@@ -6,9 +6,9 @@ import streamlit as st
 
 from dashboard import figures, frames, markup, snapshots, text
 from dashboard.app import common
-from dashboard.snapshots import PAGE_SIZE, Found, Search
+from dashboard.snapshots import PAGE_SIZE, Search
 from dashboard.source import Reading
-from rock.sdk import EpisodeRecord
+from rock.sdk import EpisodePage, EpisodeRecord
 
 PHASES = {"": "any phase", "train": "train", "eval": "eval", "warm_start": "warm start"}
 RESULTS = {
@@ -54,8 +54,11 @@ def _wait_for_platform() -> None:
 def _search_form(run_id: str) -> Search:
     words, result, phase, again = st.columns([3, 1.2, 1.2, 0.6], vertical_alignment="bottom")
     again.button("Refresh", on_click=_look_again, width="stretch", help="Look for newer episodes")
-    task = words.text_input(
-        "Task", placeholder="Search: task, episode, reason, sandbox …", key="episode_task", label_visibility="collapsed"
+    sought = words.text_input(
+        "Search",
+        placeholder="Search: task, episode, reason, sandbox …",
+        key="episode_text",
+        label_visibility="collapsed",
     )
     wanted = result.selectbox(
         "Result", list(RESULTS), format_func=RESULTS.__getitem__, key="episode_result", label_visibility="collapsed"
@@ -63,11 +66,11 @@ def _search_form(run_id: str) -> Search:
     when = phase.selectbox(
         "Phase", list(PHASES), format_func=PHASES.__getitem__, key="episode_phase", label_visibility="collapsed"
     )
-    asked = (run_id, when, wanted, task)
+    asked = (run_id, when, wanted, sought)
     if st.session_state.get("episode_asked") != asked:
         st.session_state["episode_asked"] = asked
         st.session_state["episode_page"] = 1
-    return Search(run_id, when or "", wanted or "", (task or "").strip(), st.session_state["episode_page"] - 1)
+    return Search(run_id, when or "", wanted or "", (sought or "").strip(), st.session_state["episode_page"] - 1)
 
 
 @st.fragment(run_every=common.LIVE_S)
@@ -76,7 +79,7 @@ def _watch() -> None:
     common.show_banner(common.source().read("health", lambda rock, _: rock.health()), None, "")
 
 
-def _find(search: Search) -> Reading[Found]:
+def _find(search: Search) -> Reading[EpisodePage]:
     """The matches as they were when last asked for. They stand still while one reads: a row that moved between being
     drawn and being clicked would open another episode."""
     if st.session_state.get("episode_search") != search:
@@ -94,21 +97,21 @@ def _look_again() -> None:
     st.session_state.pop("episode_found", None)
 
 
-def _list(search: Search, reading: Reading[Found]) -> str:
+def _list(search: Search, reading: Reading[EpisodePage]) -> str:
     """The table of matches; the id of the row that was clicked, or nothing."""
     assert reading.value is not None
     found = reading.value
     if not found.total:
-        where = f"none of the latest {found.searched:,} of {found.of:,}" if found.searched else "no episode of this run"
-        st.html(markup.empty("Nothing found", f"{where.capitalize()} matches. Widen the search, or wait for episodes."))
+        st.html(
+            markup.empty("Nothing found", "No episode of this run matches. Widen the search, or wait for episodes.")
+        )
         return ""
     pages = -(-found.total // PAGE_SIZE)
     first = search.page * PAGE_SIZE + 1
     last = first + len(found.episodes) - 1
-    searched = f" (searched: latest {found.searched:,} of {found.of:,})" if found.searched else ""
     at = text.clock(reading.at) if reading.at else text.NOTHING
     page = f" (page {search.page + 1} of {pages:,})" if pages > 1 else ""
-    note = f"{first:,}–{last:,} of {found.total:,}{page}{searched}, latest first, as of {at}"
+    note = f"{first:,}–{last:,} of {found.total:,}{page}, latest first, as of {at}"
     head, pager = st.columns([4, 1], vertical_alignment="bottom")
     head.html(markup.heading("Episodes", note))
     if pages > 1:

@@ -42,7 +42,7 @@ def live() -> None:
         return
     now = common.now()
     snap = reading.value
-    facts = run_facts(snap.run, snap.metrics, snap.ledger, snap.events, now, last_episode_at=snap.last_episode_at)
+    facts = run_facts(snap.run, snap.metrics, snap.ledger, snap.events, now)
     note = common.source_note(
         reading, f"last word of the trainer {text.ago(facts.heard_at, now)}", snap.run.id, snap.run.detail
     )

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query
 from rock.control.control import Control
 from rock.domain.outcome import LedgerState
 from rock.wire.models import (
+    EpisodeFilter,
     EpisodePage,
     EpisodeRecord,
     LedgerView,
@@ -67,17 +68,16 @@ def _reports(router: APIRouter, control: Control) -> None:
         phase: Literal["", "warm_start", "train", "eval"] = "",
         outcome: Literal["", "completed", "truncated", "void", "cancelled"] = "",
         ledger: LedgerState | None = None,
+        success: Annotated[bool | None, Query(description="False: the policy failed; void is neither.")] = None,
+        task: Annotated[str, Query(max_length=256, description="Part of the task's name.")] = "",
+        text: Annotated[
+            str, Query(max_length=256, description="Words, each in the task, reason, episode's or sandbox's id.")
+        ] = "",
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         offset: Annotated[int, Query(ge=0)] = 0,
     ) -> EpisodePage:
-        return await control.runs.episodes(
-            run_id,
-            phase=phase,
-            outcome=outcome,
-            ledger=ledger.value if ledger else "",
-            limit=limit,
-            offset=offset,
-        )
+        which = EpisodeFilter(phase=phase, outcome=outcome, ledger=ledger, success=success, task=task, text=text)
+        return await control.runs.episodes(run_id, which, limit=limit, offset=offset)
 
     @router.get("/{run_id}/episodes/{episode_id}", summary="One episode, turn by turn")
     async def episode(run_id: RunId, episode_id: Annotated[str, Path(max_length=64)]) -> EpisodeRecord:

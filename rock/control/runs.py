@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from rock.control.history import History
 from rock.store.runs import RunStore
 from rock.wire.models import (
+    EpisodeFilter,
     EpisodePage,
     EpisodeRecord,
     EventView,
@@ -56,22 +57,18 @@ class RunService:
         return await self._store.runs()
 
     async def add_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        await self._store.add_metrics(run_id, points)
+        await self._store.add_metrics(run_id, points, datetime.now(UTC))
 
     async def metrics(self, run_id: str, since_step: int) -> list[MetricPoint]:
         await self._store.run(run_id)
         return await self._store.metrics(run_id, since_step)
 
     async def add_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord]) -> None:
-        await self._store.add_episodes(run_id, episodes)
+        await self._store.add_episodes(run_id, episodes, datetime.now(UTC))
 
-    async def episodes(
-        self, run_id: str, *, phase: str, outcome: str, ledger: str, limit: int, offset: int
-    ) -> EpisodePage:
+    async def episodes(self, run_id: str, which: EpisodeFilter, *, limit: int, offset: int) -> EpisodePage:
         await self._store.run(run_id)
-        return await self._store.episodes(
-            run_id, phase=phase, outcome=outcome, ledger=ledger, limit=limit, offset=offset
-        )
+        return await self._store.episodes(run_id, which, limit=limit, offset=offset)
 
     async def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:
         return await self._store.episode(run_id, episode_id)

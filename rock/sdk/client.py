@@ -293,16 +293,28 @@ class Rock:
         phase: str | None = None,
         outcome: str | None = None,
         ledger: LedgerState | str | None = None,
+        success: bool | None = None,
+        task: str | None = None,
+        text: str | None = None,
         limit: int = 100,
         offset: int = 0,
     ) -> EpisodePage:
-        """A page of the run's episodes, the latest first, without their turns. Raises NotFound (caller)."""
+        """A page of the run's episodes, the latest first, without their turns. Raises NotFound (caller).
+
+        Args:
+            success: True or False for the episodes that the policy won or lost; void ones are neither.
+            task: part of the task's name.
+            text: words, each of which occurs in the task, the reason, or the id of the episode or its sandbox.
+        """
         return await self._transport.get(
             EpisodePage,
             f"runs/{_part(run_id)}/episodes",
             phase=phase,
             outcome=outcome,
             ledger=ledger,
+            success=success,
+            task=task,
+            text=text,
             limit=limit,
             offset=offset,
         )

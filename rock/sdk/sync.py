@@ -375,11 +375,24 @@ class RockSync:
         phase: str | None = None,
         outcome: str | None = None,
         ledger: LedgerState | str | None = None,
+        success: bool | None = None,
+        task: str | None = None,
+        text: str | None = None,
         limit: int = 100,
         offset: int = 0,
     ) -> EpisodePage:
         return self._loop.run(
-            self._inner.episodes(run_id, phase=phase, outcome=outcome, ledger=ledger, limit=limit, offset=offset)
+            self._inner.episodes(
+                run_id,
+                phase=phase,
+                outcome=outcome,
+                ledger=ledger,
+                success=success,
+                task=task,
+                text=text,
+                limit=limit,
+                offset=offset,
+            )
         )
 
     def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:

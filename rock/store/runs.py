@@ -1,7 +1,8 @@
 """Repository of runs: their state, metrics, episodes, and the ledger's sums.
 
-Invariants: reporting an episode or a metric point again replaces it (at-least-once is safe); the sums in the ledger
-equal what a scan of the episodes would give, after every transaction; counting and summing never scan episodes.
+Invariants: whatever is reported of a run moves its ``updated_at``; reporting an episode or a metric point again
+replaces it (at-least-once is safe); the sums in the ledger equal what a scan of the episodes would give, after every
+transaction; counting and summing never scan episodes, except to look for words and successes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
 
 from rock.domain.errors import NotFound
 from rock.domain.outcome import LedgerState
@@ -20,6 +21,7 @@ from rock.store.database import Database, whole
 from rock.store.tables import EpisodeRow, LedgerRow, MetricRow, RunRow, TurnsRow
 from rock.store.upsert import in_chunks, upsert
 from rock.wire.models import (
+    EpisodeFilter,
     EpisodePage,
     EpisodeRecord,
     LedgerView,
@@ -29,6 +31,7 @@ from rock.wire.models import (
 )
 
 _IDS_AT_ONCE = 500
+EVERY_EPISODE = EpisodeFilter()
 
 LedgerKey = tuple[str, str, str]
 """Phase, outcome, account: what the ledger's sums are kept by."""
@@ -80,8 +83,11 @@ class RunStore:
     # --- metrics
 
     @whole
-    async def add_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        """Values of a step that was reported before are merged into it, name by name, the later one winning."""
+    async def add_metrics(self, run_id: str, points: Sequence[MetricPoint], at: datetime) -> None:
+        """Values of a step that was reported before are merged into it, name by name, the later one winning.
+
+        ``at``: now.
+        """
         merged: dict[int, MetricPoint] = {}
         for point in points:
             values = {**(merged[point.step].values if point.step in merged else {}), **_finite(point.values)}
@@ -101,8 +107,7 @@ class RunStore:
                 for p in merged.values()
             ]
             await upsert(connection, MetricRow, rows)
-            newest = max(merged.values(), key=lambda point: point.step)
-            values = {"step": max(step_before, newest.step), "updated_at": newest.at}
+            values = {"step": max(step_before, *merged), "updated_at": at}
             await connection.execute(update(RunRow).where(RunRow.id == run_id).values(values))
 
     @whole
@@ -119,7 +124,8 @@ class RunStore:
     # --- episodes
 
     @whole
-    async def add_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord]) -> None:
+    async def add_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord], at: datetime) -> None:
+        """``at``: now."""
         latest = {episode.id: episode for episode in episodes}
         if not latest:
             return
@@ -160,27 +166,21 @@ class RunStore:
                 if count or tokens or sandbox_us
             ]
             await upsert(connection, LedgerRow, sums, add=("episodes", "tokens", "sandbox_us"))
+            await connection.execute(update(RunRow).where(RunRow.id == run_id).values(updated_at=at))
 
     @whole
     async def episodes(
-        self,
-        run_id: str,
-        *,
-        phase: str = "",
-        outcome: str = "",
-        ledger: str = "",
-        limit: int = 100,
-        offset: int = 0,
+        self, run_id: str, which: EpisodeFilter = EVERY_EPISODE, *, limit: int = 100, offset: int = 0
     ) -> EpisodePage:
-        """The newest first, without turns. ``total`` comes from the ledger's sums."""
-        chosen = [(EpisodeRow.phase, LedgerRow.phase, phase), (EpisodeRow.outcome, LedgerRow.outcome, outcome)]
-        chosen.append((EpisodeRow.ledger, LedgerRow.account, ledger))
+        """The newest first, without turns. ``total`` comes from the ledger's sums where they know it."""
         # The page's keys first, from an index alone: skipping 100,000 wide rows would read them all.
-        keys = select(EpisodeRow.ended_at, EpisodeRow.id).where(EpisodeRow.run_id == run_id)
-        count = select(func.coalesce(func.sum(LedgerRow.episodes), 0)).where(LedgerRow.run_id == run_id)
-        for column, sum_column, value in chosen:
-            if value:
-                keys, count = keys.where(column == value), count.where(sum_column == value)
+        keys = select(EpisodeRow.ended_at, EpisodeRow.id).where(EpisodeRow.run_id == run_id, *_conditions(which))
+        if which.success is None and not which.task and not which.text.split():
+            count = select(func.coalesce(func.sum(LedgerRow.episodes), 0)).where(
+                LedgerRow.run_id == run_id, *_sum_conditions(which)
+            )
+        else:
+            count = select(func.count()).select_from(keys.subquery())
         keys = keys.order_by(EpisodeRow.ended_at.desc(), EpisodeRow.id.desc()).limit(limit).offset(offset)
         async with self._db.read() as connection:
             total = int(await connection.scalar(count) or 0)
@@ -227,6 +227,37 @@ class RunStore:
         return LedgerView(
             run_id=run_id, dispatched=sum(accounts.values()), accounts=accounts, tokens=tokens, sandbox_s=sandbox_s
         )
+
+
+def _conditions(which: EpisodeFilter) -> list[ColumnElement[bool]]:
+    row = EpisodeRow
+    found: list[ColumnElement[bool]] = []
+    if which.phase:
+        found.append(row.phase == which.phase)
+    if which.outcome:
+        found.append(row.outcome == which.outcome)
+    if which.ledger:
+        found.append(row.ledger == which.ledger.value)
+    if which.success is not None:
+        found += [row.success == which.success, row.outcome.in_(("completed", "truncated"))]
+    if which.task:
+        found.append(row.task.icontains(which.task, autoescape=True))
+    for word in which.text.split():
+        anywhere = (row.task, row.id, row.reason, row.sandbox_id)
+        found.append(or_(*(column.icontains(word, autoescape=True) for column in anywhere)))
+    return found
+
+
+def _sum_conditions(which: EpisodeFilter) -> list[ColumnElement[bool]]:
+    """The same on the ledger's sums, which know nothing of tasks and successes."""
+    found: list[ColumnElement[bool]] = []
+    if which.phase:
+        found.append(LedgerRow.phase == which.phase)
+    if which.outcome:
+        found.append(LedgerRow.outcome == which.outcome)
+    if which.ledger:
+        found.append(LedgerRow.account == which.ledger.value)
+    return found
 
 
 def unknown_run(run_id: str) -> NotFound:

@@ -167,6 +167,7 @@ class EpisodeRow(Base):
         Index("ix_episodes_run_id_phase_ended_at_id", "run_id", "phase", "ended_at", "id"),
         Index("ix_episodes_run_id_outcome_ended_at_id", "run_id", "outcome", "ended_at", "id"),
         Index("ix_episodes_run_id_ledger_ended_at_id", "run_id", "ledger", "ended_at", "id"),
+        Index("ix_episodes_run_id_success_ended_at_id", "run_id", "success", "ended_at", "id"),
     )
 
 

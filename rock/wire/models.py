@@ -313,6 +313,20 @@ class EpisodeRecord(Message):
     ended_at: datetime
 
 
+class EpisodeFilter(Message):
+    """Which episodes of a run; what is left empty matches everything."""
+
+    phase: Literal["", "warm_start", "train", "eval"] = ""
+    outcome: Literal["", "completed", "truncated", "void", "cancelled"] = ""
+    ledger: LedgerState | None = None
+    success: bool | None = None
+    """False is a failure of the policy; void and cancelled episodes are neither."""
+    task: str = ""
+    """Part of the task's name, in any case."""
+    text: str = ""
+    """Words, in any case, each of which occurs in the task, the reason, or the id of the episode or its sandbox."""
+
+
 class EpisodePage(Message):
     total: int
     episodes: tuple[EpisodeRecord, ...]

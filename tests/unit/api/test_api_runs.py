@@ -37,9 +37,14 @@ def test_a_run_from_its_beginning_to_its_end(served: Make) -> None:
             page = await s.get(f"{path}/episodes", outcome="completed", limit=2)
             assert (page["total"], len(page["episodes"])) == (4, 2)
             assert (await s.get(f"{path}/episodes", ledger="void", phase="train"))["total"] == 1
+            await s.post(f"{path}/episodes", [episode(7, task="heat mug", success=False)], status=204)
+            for chosen in ({"success": "false"}, {"task": "MUG"}, {"text": "heat ep-7"}):
+                found = await s.get(f"{path}/episodes", **chosen)
+                assert (found["total"], [e["id"] for e in found["episodes"]]) == (1, ["ep-7"])
+            await s.post(f"{path}/episodes", [episode(7, outcome="void", ledger="void")], status=204)
             assert len((await s.get(f"{path}/episodes/ep-1"))["turns"]) == 1
             ledger = await s.get(f"{path}/ledger")
-            assert ledger["dispatched"] == 5 == sum(ledger["accounts"].values())
+            assert ledger["dispatched"] == 6 == sum(ledger["accounts"].values())
             changed = await s.http.patch(path, json={"status": "completed", "summary": {"success": 0.9}})
             assert changed.json()["summary"] == {"success": 0.9}
             assert (await s.get(path))["step"] == 2

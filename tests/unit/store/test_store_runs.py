@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rock.domain.errors import NotFound
 from rock.domain.outcome import LedgerState
 from rock.store.runs import RunStore
-from rock.wire.models import EpisodeRecord, MetricPoint, RunUpdate, RunView, TurnRecord
+from rock.wire.models import EpisodeFilter, EpisodeRecord, MetricPoint, RunUpdate, RunView, TurnRecord
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -70,7 +70,7 @@ def test_a_run_is_kept_and_updated(opened: Callable[..., Any]) -> None:
             for call in (
                 store.run("run-x"),
                 store.update("run-x", RunUpdate(), T0),
-                store.add_episodes("x", [episode(1)]),
+                store.add_episodes("x", [episode(1)], T0),
             ):
                 with pytest.raises(NotFound):
                     await call
@@ -84,19 +84,19 @@ def test_metrics_of_a_step_are_merged_and_the_run_knows_its_step(opened: Callabl
             store = RunStore(database)
             await store.create(run_view())
             points = [MetricPoint(step=n, at=T0, values={"loss": float(n)}) for n in range(5)]
-            await store.add_metrics("run-1", points)
-            await store.add_metrics("run-1", points)
-            await store.add_metrics(
-                "run-1", [MetricPoint(step=2, at=T0, values={"loss": 9.0, "x": math.inf, "y": 1.0})]
-            )
+            await store.add_metrics("run-1", points, T0)
+            await store.add_metrics("run-1", points, T0)
+            again = [MetricPoint(step=2, at=T0, values={"loss": 9.0, "x": math.inf, "y": 1.0})]
+            await store.add_metrics("run-1", again, T0 + timedelta(seconds=5))
             assert [p.values for p in await store.metrics("run-1", 2)] == [
                 {"loss": 9.0, "y": 1.0},
                 {"loss": 3.0},
                 {"loss": 4.0},
             ]
-            assert (await store.run("run-1")).step == 4
+            run = await store.run("run-1")
+            assert (run.step, run.updated_at) == (4, T0 + timedelta(seconds=5))
             with pytest.raises(NotFound):
-                await store.add_metrics("run-x", points)
+                await store.add_metrics("run-x", points, T0)
 
     asyncio.run(main())
 
@@ -107,7 +107,7 @@ def test_an_episode_comes_back_as_it_was(opened: Callable[..., Any]) -> None:
             store = RunStore(database)
             await store.create(run_view())
             void = episode(2, ledger=LedgerState.VOID, outcome="void", reward=None, success=None, reason="lost\x00")
-            await store.add_episodes("run-1", [episode(1), void])
+            await store.add_episodes("run-1", [episode(1), void], T0)
             assert await store.episode("run-1", "ep-1") == episode(1, turn_count=1)
             page = await store.episodes("run-1")
             assert [(e.id, e.turns, e.turn_count) for e in page.episodes] == [("ep-2", (), 1), ("ep-1", (), 1)]
@@ -133,11 +133,15 @@ def test_pages_are_filtered_ordered_and_counted(opened: Callable[..., Any]) -> N
                 )
                 for n in range(1300)
             ]
-            await store.add_episodes("run-1", many)
-            await store.add_episodes("run-2", many[:7])
+            await store.add_episodes("run-1", many, T0)
+            await store.add_episodes("run-2", many[:7], T0 + timedelta(seconds=9))
+            assert [(r.id, r.updated_at) for r in await store.runs()] == [
+                ("run-1", T0),
+                ("run-2", T0 + timedelta(seconds=9)),
+            ]
             assert (await store.episodes("run-2")).total == 7
             for chosen in ({}, {"phase": "eval"}, {"outcome": "void"}, {"phase": "eval", "ledger": "void"}):
-                page = await store.episodes("run-1", limit=1000, offset=10, **chosen)
+                page = await store.episodes("run-1", EpisodeFilter(**chosen), limit=1000, offset=10)
                 expected = [
                     e.id
                     for e in reversed(many)
@@ -146,6 +150,44 @@ def test_pages_are_filtered_ordered_and_counted(opened: Callable[..., Any]) -> N
                 assert page.total == len(expected)
                 assert [e.id for e in page.episodes] == expected[10:1010]
             assert (await store.episodes("run-1", offset=5000)).episodes == ()
+
+    asyncio.run(main())
+
+
+def test_episodes_are_found_by_success_task_and_words(opened: Callable[..., Any]) -> None:
+    episodes = [
+        episode(1, task="heat_50%_Mug", success=True, sandbox_id="sb-aa"),
+        episode(2, task="heat_500_mug", success=False, outcome="truncated", reason="Step limit", sandbox_id="sb-bb"),
+        episode(3, task="cool_pan", success=False, sandbox_id="sb-cc", phase="eval"),
+        episode(4, task="cool_pan", success=False, outcome="void", reason="sandbox lost", sandbox_id="sb-dd"),
+        episode(5, task="cool_pan", success=None, outcome="cancelled"),
+    ]
+    expected: list[tuple[dict[str, Any], list[int]]] = [
+        ({"success": True}, [1]),
+        ({"success": False}, [3, 2]),
+        ({"success": False, "phase": "eval"}, [3]),
+        ({"task": "MUG"}, [2, 1]),
+        ({"task": "50%_"}, [1]),
+        ({"task": "sb-aa"}, []),
+        ({"text": "sb-bb"}, [2]),
+        ({"text": "HEAT limit"}, [2]),
+        ({"text": "lost"}, [4]),
+        ({"text": "ep-5"}, [5]),
+        ({"text": " "}, [5, 4, 3, 2, 1]),
+        ({"text": "pan", "outcome": "completed", "success": False}, [3]),
+    ]
+
+    async def main() -> None:
+        async with opened() as database:
+            store = RunStore(database)
+            for run_id in ("run-1", "run-2"):
+                await store.create(run_view(run_id))
+                await store.add_episodes(run_id, episodes, T0)
+            for chosen, numbers in expected:
+                page = await store.episodes("run-1", EpisodeFilter(**chosen))
+                assert ([e.seed for e in page.episodes], page.total) == (numbers, len(numbers)), chosen
+                second = await store.episodes("run-1", EpisodeFilter(**chosen), limit=1, offset=1)
+                assert ([e.seed for e in second.episodes], second.total) == (numbers[1:2], len(numbers)), chosen
 
     asyncio.run(main())
 
@@ -180,7 +222,7 @@ def test_the_sums_equal_a_scan_whatever_is_reported_again(
             await store.create(run_view(run_id))
             last: dict[str, EpisodeRecord] = {}
             for report in reports:
-                await store.add_episodes(run_id, report)
+                await store.add_episodes(run_id, report, T0)
                 last |= {e.id: e for e in report}
             ledger = await store.ledger(run_id)
             assert ledger.dispatched == len(last)
