@@ -77,9 +77,9 @@ class AlfworldEnv(Env):
         """Beside the episode: ``admissible`` (the commands now), ``tasks`` (all, by split), and ``expert_plan``.
 
         ``expert_plan`` lists commands that win the game from its start. ``planner`` is ``"oracle"`` (default: shortest,
-        sees into closed receptacles), ``"seeker"`` (looks for things in an order given by ``seed``; empty if that takes
-        more than ``max_steps``) or ``"fast-downward"`` (an oracle too; ``time_limit_s``). ``task`` defaults to the
-        present one.
+        sees into closed receptacles), ``"seeker"`` (looks for things in an ``order``, ``"shuffled"`` by ``seed`` or as
+        ``"listed"``; empty if that takes more than ``max_steps``) or ``"fast-downward"`` (an oracle too;
+        ``time_limit_s``). ``task`` defaults to the present one.
         """
         if method == "expert_plan":
             return self._expert_plan(**{"task": self._task, **args})
@@ -111,12 +111,13 @@ class AlfworldEnv(Env):
         task: str,
         planner: str = "oracle",
         seed: int = 0,
+        order: str = "shuffled",
         max_steps: int = MAX_STEPS,
         time_limit_s: float = TIME_LIMIT_S,
     ) -> list[str]:
         texts, game = self._load(task)
         if planner == "seeker":
-            return list(seek(game, texts.task_type, texts.params, seed, max_steps))
+            return list(seek(game, texts.task_type, texts.params, seed, max_steps, order))
         if planner == "fast-downward":
             return list(downward_plan(texts, time_limit_s))
         if planner != "oracle":

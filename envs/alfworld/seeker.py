@@ -3,7 +3,8 @@
 Unlike the oracle of ``planner`` a seeker looks into one receptacle after the other until it finds what it needs, and
 remembers what it passed. It knows the rules of the house (which kinds of furniture can hold a thing, where things are
 heated) and the list of furniture that the first observation shows, never what a receptacle holds before it is open and
-in front of it. Kinds of furniture are searched in an order drawn from the seed, those of a kind by number.
+in front of it. Kinds of furniture are searched in an order drawn from the seed, those of a kind by number, or all of
+them in the order of the list.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from typing import Any
 from envs.alfworld.engine import Game
 from envs.alfworld.planner import TOOLS
 
+ORDERS = ("shuffled", "listed")
 
-def seek(game: Game, task_type: str, params: dict[str, Any], seed: int, max_steps: int) -> tuple[str, ...]:
-    """Commands of a search that wins within ``max_steps``; empty if this one does not."""
-    seeker = _Seeker(game, random.Random(seed), max_steps)
+
+def seek(
+    game: Game, task_type: str, params: dict[str, Any], seed: int, max_steps: int, order: str = "shuffled"
+) -> tuple[str, ...]:
+    """Commands of a search that wins within ``max_steps``; empty if this one does not.
+
+    ``order`` of looking: ``"shuffled"`` by kind, from the seed, or ``"listed"``, as the first observation names them.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"Unknown order {order!r}; expected one of {', '.join(ORDERS)}.")
+    seeker = _Seeker(game, random.Random(seed), max_steps, order)
     with contextlib.suppress(_GaveUp):
         seeker.solve(task_type, params)
     return tuple(seeker.commands) if seeker.play.won else ()
@@ -29,7 +39,7 @@ class _GaveUp(Exception):
 
 
 class _Seeker:
-    def __init__(self, game: Game, rng: random.Random, max_steps: int) -> None:
+    def __init__(self, game: Game, rng: random.Random, max_steps: int, order: str) -> None:
         self._game = game
         self.play = game.start()
         self.commands: list[str] = []
@@ -38,8 +48,11 @@ class _Seeker:
         self._ids = game.ids
         self._furniture = self._pairs("receptacletype")  # name -> kind
         kinds = sorted(set(self._furniture.values()))
-        rng.shuffle(kinds)
-        self._order = sorted(self._furniture, key=lambda r: (kinds.index(self._furniture[r]), _number(r)))
+        direction = -1  # the first observation counts down
+        if order == "shuffled":
+            rng.shuffle(kinds)
+            direction = 1
+        self._order = sorted(self._furniture, key=lambda r: (kinds.index(self._furniture[r]), direction * _number(r)))
         self._openable = {self._names[fact[0]] for fact in game.facts["openable"].facts}
         self._seen: dict[str, list[str]] = {}  # receptacle -> what was in it when last looked into
         self._here = ""

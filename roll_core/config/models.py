@@ -90,6 +90,8 @@ class Tokenizer(Section):
     """`train`: byte-level BPE trained on the demonstrations' text. `checkpoint`: the one beside the model."""
     vocab_size: Annotated[int, Field(ge=257)] = 1024
     """`train` only: upper bound of the vocabulary."""
+    join_numbers: bool = False
+    """`train` only: let a word and the number after it ("countertop 2") become one token."""
 
 
 class Prompt(Section):
@@ -137,6 +139,8 @@ class Learner(Section):
 
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`…"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw` for every parameter, or `muon` for the matrices inside the blocks and AdamW for the rest."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Learning rate of reinforcement learning."""
     warmup_updates: Natural = 0
@@ -188,6 +192,9 @@ class Rollout(Section):
 
     concurrency: Positive = 16
     """Episodes played at once: the number of sandboxes."""
+    episodes_per_sandbox: Positive = 1
+    """Episodes played one after the other in a sandbox before it is replaced. More than 1 only where the environment's
+    `reset` undoes all that an action can do, as in a text game; it spares a container start per episode."""
     group_size: Positive = 8
     """Episodes of one task that are compared with each other (G)."""
     groups_per_batch: Positive = 8
@@ -228,14 +235,25 @@ class WarmStart(Section):
     """Tasks of the training split to demonstrate; 0 leaves the warm start out."""
     method: str = "expert_plan"
     """The environment's call that returns a list of actions solving the present task."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of that call."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to `reset` in demonstrations, over those of `env.options`."""
     epochs: Natural = 4
     """Passes over the demonstrations."""
     batch_size: Positive = 16
     """Demonstrations in one step."""
     lr: Annotated[float, Field(gt=0)] = 2e-3
     """Peak learning rate; it falls to a tenth along a cosine."""
-    predict_observations: bool = False
-    """Also learn to predict the environment's words: much quicker for a model that starts from random weights."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` learns in fewer steps; see `learner.optimizer`."""
+    observation_weight: Share = 0.0
+    """Weight of predicting the environment's words, beside 1 for the expert's: a model that starts from random weights
+    learns from them to copy names."""
+    slips: Annotated[float, Field(ge=0, lt=0.9)] = 0.0
+    """Probability that the demonstrator first tries a command that does nothing now. The slip is not imitated, only
+    what is done after it: without any, the policy never sees the state its own mistakes lead to (noise injection,
+    Laskey et al., arXiv 1703.09327). Needs an environment that tells its admissible commands."""
     plan_s: Seconds = 60.0
     """Deadline of one plan. A task whose plan takes longer is left out."""
 

@@ -19,6 +19,8 @@ from roll_core.errors import CheckpointError
 # A word takes the space before it along; digits stand alone, so that "countertop 12" is " countertop", " 1", "2" and
 # numbers never merge into names; runs of punctuation and of line breaks stay together.
 _PIECES = r" ?\p{L}+| ?\p{N}|\n+| ?[^\s\p{L}\p{N}]+|\s+"
+# The same, but a number stays with the word before it: " countertop 12" may become one token.
+_PIECES_JOINED = r" ?\p{L}+(?: \p{N}+)?| ?\p{N}+|\n+| ?[^\s\p{L}\p{N}]+|\s+"
 
 
 class Tokenizer:
@@ -76,10 +78,13 @@ class Tokenizer:
         return str(self._plain.decode(list(ids), skip_special_tokens=skip_specials))
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (), *, join_numbers: bool = False
+) -> Tokenizer:
     """Byte-level BPE over words with their leading space; special tokens get the first ids, in order.
 
     Any text round-trips exactly, seen or not. ``vocab_size`` is an upper bound and at least 256 + special tokens.
+    ``join_numbers`` lets a word and the number after it become one token, where names are such pairs.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet) + len(special_tokens):
@@ -87,7 +92,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Seque
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_PIECES_JOINED if join_numbers else _PIECES), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

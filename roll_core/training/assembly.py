@@ -60,7 +60,7 @@ def make_tokenizer(recipe: Recipe, demonstrations: Sequence[Demonstration]) -> T
         for demonstration in demonstrations
         for step in demonstration.steps
     )
-    return train_tokenizer(texts, recipe.tokenizer.vocab_size)
+    return train_tokenizer(texts, recipe.tokenizer.vocab_size, join_numbers=recipe.tokenizer.join_numbers)
 
 
 def make_prompter(recipe: Recipe, tokenizer: Tokenizer) -> Prompter:
@@ -99,6 +99,7 @@ def make_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
 def learner_config(recipe: Recipe) -> LearnerConfig:
     learner, algorithm = recipe.learner, recipe.algorithm
     return LearnerConfig(
+        optimizer=learner.optimizer,
         lr=learner.lr,
         betas=(learner.beta1, learner.beta2),
         weight_decay=learner.weight_decay,
@@ -195,8 +196,10 @@ def make_local_sessions(recipe: Recipe) -> LocalSessions:
 def demo_settings(recipe: Recipe) -> DemoSettings:
     return DemoSettings(
         env=recipe.env.name,
-        env_options=recipe.env.options,
+        env_options=recipe.env.options | recipe.warm_start.options,
         method=recipe.warm_start.method,
+        arguments=recipe.warm_start.arguments,
+        slips=recipe.warm_start.slips,
         max_steps=recipe.rollout.max_turns,
         keep_admissible=recipe.prompt.format == "chat" and recipe.prompt.show_admissible,
         open_s=recipe.platform.wait_s,

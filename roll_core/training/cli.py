@@ -180,6 +180,7 @@ async def _close(reporter: Reporter, ended: str, detail: str, directory: RunDire
 
 @asynccontextmanager
 async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
+    from roll_core.rollout.reuse import ReusedSessions
     from roll_core.rollout.sessions import SdkSessions
     from roll_core.training.reporting import SdkReporter
     from roll_core.training.run import RunIdentity
@@ -195,7 +196,7 @@ async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
         async with Rock(launched.url) as rock:
             await _check_env(rock, recipe)
             run_id = await _register(rock, plan)
-            sessions = SdkSessions(
+            leases = SdkSessions(
                 rock,
                 recipe.env.name,
                 run_id=run_id,
@@ -204,8 +205,12 @@ async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
                 reset_s=recipe.rollout.reset_s,
                 step_s=recipe.rollout.step_s,
             )
+            sessions = ReusedSessions(leases, recipe.rollout.episodes_per_sandbox)
             reporter = SdkReporter(rock, run_id, outage_s=platform.outage_s)
-            yield _Place(RunIdentity(run_id), sessions, (reporter,))
+            try:
+                yield _Place(RunIdentity(run_id), sessions, (reporter,))
+            finally:
+                await sessions.close()
     finally:
         if launched.started:
             with contextlib.suppress(RockError):

@@ -10,7 +10,9 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,13 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class DemoStep:
-    """What was seen, and what the expert did then. ``admissible`` only if the recipe's prompt shows it."""
+    """What was seen, and what was done then. ``admissible`` only if the recipe's prompt shows it. A slip of the
+    demonstrator is not to be imitated."""
 
     observation: str
     action: str
     admissible: tuple[str, ...] = ()
+    slip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class DemoSettings:
     env: str
     env_options: dict[str, Any]
     method: str
+    arguments: dict[str, Any]
+    slips: float
     max_steps: int
     keep_admissible: bool
     open_s: float
@@ -61,7 +67,8 @@ _adapter: TypeAdapter[tuple[Demonstration, ...]] = TypeAdapter(tuple[Demonstrati
 
 
 def cache_file(folder: Path, digest: str, tasks: Sequence[tuple[str, int]], settings: DemoSettings) -> Path:
-    key = [digest, list(tasks), settings.env_options, settings.method, settings.max_steps, settings.keep_admissible]
+    how = [settings.method, settings.arguments, settings.slips, settings.max_steps, settings.keep_admissible]
+    key = [digest, list(tasks), settings.env_options, *how]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return folder / f"{settings.env}-{name}.json"
 
@@ -135,14 +142,30 @@ async def _play(sessions: SessionFactory, task: str, seed: int, settings: DemoSe
     total_s = settings.open_s + settings.reset_s + settings.plan_s + settings.max_steps * settings.step_s
     async with asyncio.timeout(total_s), sessions.open(task, seed) as session:
         observation, info = await session.reset(task, seed, settings.env_options or None)
-        plan = await session.call(settings.method, timeout_s=settings.plan_s)
+        plan = await session.call(settings.method, timeout_s=settings.plan_s, **settings.arguments)
+        plan = [str(action) for action in plan or ()]
         if not plan or len(plan) > settings.max_steps:
             return None
-        steps = []
-        for action in plan:
+        rng = random.Random(f"{task}/{seed}/slips")
+        steps: list[DemoStep] = []
+        ahead = deque(plan)
+        while ahead:
+            spare = settings.max_steps - len(steps) - len(ahead)
+            action = _slip(plan, info, settings.slips, rng) if spare > 0 else None
+            slip = action is not None
+            action = action or ahead.popleft()
             admissible = tuple(info.get("admissible_commands", ())) if settings.keep_admissible else ()
-            steps.append(DemoStep(str(observation), str(action), admissible))
+            steps.append(DemoStep(str(observation), action, admissible, slip))
             observation, _, terminated, truncated, info = await session.step(action)
             if terminated or truncated:
                 return Demonstration(task, seed, tuple(steps)) if info.get("success") else None
     return None
+
+
+def _slip(plan: Sequence[str], info: Mapping[str, Any], probability: float, rng: random.Random) -> str | None:
+    """Now and then a command of the plan that does nothing at this point, so that the plan still holds after it."""
+    if probability == 0 or rng.random() >= probability or "admissible_commands" not in info:
+        return None
+    admissible = set(info["admissible_commands"])
+    idle = [action for action in plan if action not in admissible]
+    return rng.choice(idle) if idle else None

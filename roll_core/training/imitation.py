@@ -20,10 +20,10 @@ from roll_core.training.demonstrations import Demonstration
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``mask`` is 1 on the tokens to imitate."""
+    """``mask`` is the weight of each token in the loss: 1 on those to imitate."""
 
     tokens: tuple[int, ...]
-    mask: tuple[int, ...]
+    mask: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,15 @@ class ImitationLearner(Protocol):
 
 
 def to_sample(
-    demonstration: Demonstration, prompter: Prompter, max_tokens: int, *, predict_observations: bool = False
+    demonstration: Demonstration, prompter: Prompter, max_tokens: int, *, observation_weight: float = 0.0
 ) -> Sample:
     """The demonstration as the policy would have experienced it, cut after ``max_tokens``.
 
-    With ``predict_observations`` the environment's words are to be predicted as well: a model without pretraining
-    learns from them what is named where, and to copy names, long before the expert's few words would teach it."""
+    With ``observation_weight`` the environment's words are to be predicted as well: a model without pretraining
+    learns from them what is named where, and to copy names, before the expert's few words would teach it. A slip is
+    part of what happened, not of what to do."""
     tokens: list[int] = []
-    mask: list[int] = []
+    mask: list[float] = []
     sampled: list[int] = []
     for i, step in enumerate(demonstration.steps):
         info = {"admissible_commands": step.admissible}
@@ -58,8 +59,8 @@ def to_sample(
             context = prompter.following(step.observation, info, sampled)
         sampled = prompter.demonstrate(step.action)
         tokens += [*context, *sampled]
-        mask += [*[int(predict_observations)] * len(context), *[1] * len(sampled)]
-    mask[0] = 0  # nothing precedes the first token that could predict it
+        mask += [*[observation_weight] * len(context), *[0.0 if step.slip else 1.0] * len(sampled)]
+    mask[0] = 0.0  # nothing precedes the first token that could predict it
     return Sample(tuple(tokens[:max_tokens]), tuple(mask[:max_tokens]))
 
 

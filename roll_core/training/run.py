@@ -179,12 +179,13 @@ class _WarmStart:
                 d,
                 prompter,
                 self.recipe.model.max_context,
-                predict_observations=warm_start.predict_observations,
+                observation_weight=warm_start.observation_weight,
             )
             for d in demonstrations
         ]
         settings = ImitationSettings(warm_start.epochs, warm_start.batch_size, warm_start.lr, self.recipe.training.seed)
-        learner = TorchLearner(model, assembly.learner_config(self.recipe), device=self.recipe.learner.device)
+        config = assembly.learner_config(self.recipe).model_copy(update={"optimizer": warm_start.optimizer})
+        learner = TorchLearner(model, config, device=self.recipe.learner.device)
         self.display.phase("imitation", settings.epochs * -(-len(samples) // settings.batch_size))
 
         def progress(step: int, steps: int, loss: float) -> None:

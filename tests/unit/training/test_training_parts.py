@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 
 import pytest
@@ -17,7 +18,7 @@ from roll_core.models import train_tokenizer
 from roll_core.rollout.prompting import TextRules, TranscriptPrompter
 from roll_core.rollout.work import Booking
 from roll_core.training.batches import make_batch
-from roll_core.training.demonstrations import Demonstration, DemoStep
+from roll_core.training.demonstrations import Demonstration, DemoStep, _slip
 from roll_core.training.imitation import to_sample
 from roll_core.training.metrics import Rate, RolloutMeter, staleness
 from roll_core.training.reporting import SdkReporter, episode_record
@@ -169,6 +170,28 @@ def test_a_record_says_what_the_episode_was() -> None:
     cancelled = Trajectory("ep-2", "g", "e", "t", 0, 0, (), Truncated("cancelled"))
     record = episode_record(cancelled, Booking("ep-2", LedgerState.STALE, 4, None), phase="train", split="train")
     assert (record.outcome, record.reward, record.success) == ("cancelled", None, None)
+
+
+def test_slips_are_seen_but_not_imitated_and_observations_weigh_what_is_asked() -> None:
+    tokenizer = train_tokenizer(["go to fridge 1\nyou see mug\n> take mug"] * 3, 300)
+    prompter = TranscriptPrompter(tokenizer, TextRules())
+    steps = (DemoStep("you see mug", "go to fridge 1", slip=True), DemoStep("you see mug", "take mug"))
+    sample = to_sample(Demonstration("t", 0, steps), prompter, max_tokens=1000, observation_weight=0.25)
+    assert tokenizer.decode(sample.tokens) == "you see mug\n> go to fridge 1\nyou see mug\n> take mug\n"
+    by_weight = {w: [t for t, m in zip(sample.tokens, sample.mask, strict=True) if m == w] for w in (0.0, 1.0)}
+    assert tokenizer.decode(by_weight[1.0]) == " take mug\n"
+    assert tokenizer.decode(by_weight[0.0][1:]) == " go to fridge 1\n"  # the first token has nothing before it
+    assert set(sample.mask) == {0.0, 0.25, 1.0}
+
+
+def test_a_slip_does_nothing_now_so_the_plan_still_holds() -> None:
+    plan = ["open door", "go out"]
+    rng = random.Random(0)
+    for _ in range(50):
+        assert _slip(plan, {"admissible_commands": ["open door"]}, 0.8, rng) in {None, "go out"}
+    assert _slip(plan, {"admissible_commands": plan}, 0.8, rng) is None
+    assert _slip(plan, {}, 0.8, rng) is None
+    assert _slip(plan, {"admissible_commands": []}, 0.0, rng) is None
 
 
 def test_a_demonstration_is_the_sequence_that_an_episode_would_be() -> None:
