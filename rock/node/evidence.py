@@ -40,8 +40,8 @@ async def gather(runtime: Runtime, record: Record, observed: Observed | None, ca
     if not record.handle:
         return Evidence(cause=cause, detail=detail)
     if observed is None:
-        return Evidence(cause="removed", detail="something outside the platform removed it")
-    lines = await _last_lines(runtime, record)
+        return Evidence(cause="removed", detail="it was removed from outside the platform, and its output with it")
+    lines, unread = await _last_lines(runtime, record)
     if observed.oom_killed or (record.oom_seen and not observed.running):
         limit = record.spec.limits.memory_bytes >> 20
         cause, detail = "oom", f"it used more than its {limit} MiB of memory"
@@ -51,7 +51,7 @@ async def gather(runtime: Runtime, record: Record, observed: Observed | None, ca
         detail = f"{detail}; it is paused" if detail else "it is paused"
     return Evidence(
         cause=cause,
-        detail=detail,
+        detail="; ".join(part for part in (detail, unread) if part),
         exit_code=observed.exit_code,
         oom_killed=observed.oom_killed or record.oom_seen,
         last_output=tuple(lines),
@@ -67,9 +67,11 @@ async def _inspect(runtime: Runtime, record: Record) -> Observed | None:
         return _UNKNOWN
 
 
-async def _last_lines(runtime: Runtime, record: Record) -> Sequence[str]:
+async def _last_lines(runtime: Runtime, record: Record) -> tuple[Sequence[str], str]:
+    """The lines, or why there are none: the runtime's words are not the sandbox's."""
     try:
         async with asyncio.timeout(_RUNTIME_TIMEOUT_S):
-            return await runtime.logs(record.handle, LAST_LINES)
+            return await runtime.logs(record.handle, LAST_LINES), ""
     except (RockError, TimeoutError) as error:
-        return [f"(its output could not be read: {error})"]
+        log.warning("sandbox=%s output could not be read: %s", record.id, error)
+        return (), "its output could not be read"

@@ -174,6 +174,8 @@ class DockerRuntime:
         except NotFound:
             return None
         state, labels = found["State"], found["Config"]["Labels"] or {}
+        if state["Status"] == "removing":
+            return None  # somebody has asked for that: its output can no longer be read
         running = bool(state["Running"])
         never_ran = state["Status"] == "created"
         return Observed(
@@ -201,6 +203,8 @@ class DockerRuntime:
                         spec_digest=labels.get(LABEL_SPEC, ""),
                     )
                 )
+            elif one["State"] == "removing":
+                observed.append(Observed(one["Labels"].get(LABEL_SANDBOX, ""), one["Id"], running=False))
             elif (dead := self._inspect(one["Id"])) is not None:  # few, and only inspect knows how they ended
                 observed.append(dead)
         return observed

@@ -327,8 +327,8 @@ class FakeRuntime:
 
     async def remove(self, sandbox_id: str) -> None:
         """Take the sandbox away without a trace, as ``docker rm -f`` would."""
-        await self.kill(sandbox_id)
-        self._sandboxes.pop(f"fake-{sandbox_id}", None)
+        sandbox = self._sandboxes.pop(f"fake-{sandbox_id}")  # first: nobody may see it ended, but not yet gone
+        await self._in_loop(lambda: sandbox.die(137, oom=False))
 
     async def freeze(self, sandbox_id: str) -> None:
         """It exists and runs, and answers nothing, as under ``docker pause``."""
