@@ -62,7 +62,6 @@ class Node:
         self._gateway = Gateway(self._fleet)
         self._started_at = datetime.now(UTC)
         self._closed = False
-        psutil.cpu_percent(None)  # the first call only sets the point from which the next one measures
 
     @property
     def name(self) -> str:
@@ -243,7 +242,7 @@ class Node:
             detail=self._supervisor.detail,
             sandboxes=dict(self._fleet.counts()),
             capacity=self._config.capacity,
-            cpu_percent=psutil.cpu_percent(None),
+            cpu_percent=self._supervisor.cpu.percent,
             memory_used_bytes=memory.total - memory.available,
             memory_total_bytes=memory.total,
             pools=tuple(pool.view() for pool in self._fleet.pools.values()),

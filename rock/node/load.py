@@ -1,0 +1,32 @@
+"""How busy the machine is: sampled in one place, so that whoever looks sees the same number, over a proper interval."""
+
+from __future__ import annotations
+
+import psutil
+
+SAMPLE_EVERY_S = 2.0
+# The kernel counts in ticks of 10 ms: over a shorter time a share of busy ticks is noise, 0 % or 100 %.
+_SHORTEST_S = 0.5
+
+
+class CpuMeter:
+    """``percent``: the share of all processors' time that was not idle, between the last two samples."""
+
+    def __init__(self) -> None:
+        self.percent = 0.0
+        self._busy_s, self._total_s = _times()
+
+    def sample(self) -> None:
+        busy_s, total_s = _times()
+        passed_s = total_s - self._total_s
+        if passed_s < _SHORTEST_S * (psutil.cpu_count() or 1):
+            return
+        self.percent = round(100.0 * min(1.0, max(0.0, (busy_s - self._busy_s) / passed_s)), 1)
+        self._busy_s, self._total_s = busy_s, total_s
+
+
+def _times() -> tuple[float, float]:
+    """Busy and all processor seconds since the machine started. Guests' time is in user's already."""
+    times = psutil.cpu_times()
+    total_s = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return total_s - times.idle - getattr(times, "iowait", 0.0), total_s
