@@ -26,6 +26,8 @@ class NodeConfig:
     overloaded, or was suspended, misses one probe by much."""
     dead_after_probes: int = 3
     reconcile_interval_s: float = 3.0
+    shared_dir_bytes: int = 16 << 20
+    """A sandbox that fills the directory it shares with the host beyond this is ended. The guest needs 0.1 MiB."""
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
     idle_pool_s: float = 900.0
     """A pool that nobody has claimed from this long is drained; the next claim fills it again."""

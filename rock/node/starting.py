@@ -8,6 +8,7 @@ import time
 from rock.domain.errors import DeadlineExceeded, RockError, SandboxLost
 from rock.node.record import Pool, Record
 from rock.runtimes.base import Runtime
+from rock.runtimes.shared import seal
 from rock.wire.guest_client import GuestClient
 
 # The guest makes its socket some 50 to 400 ms after the start; looking costs microseconds.
@@ -43,8 +44,9 @@ async def start(
             record.handle = await asyncio.shield(launch)
             client = await _first_connection(runtime, record)
             try:
+                await asyncio.to_thread(seal, record.shared_dir)
                 await _until_loaded(client, record)
-            except (RockError, asyncio.CancelledError):
+            except (RockError, OSError, asyncio.CancelledError):
                 await client.close()
                 raise
             return client

@@ -25,8 +25,10 @@ from rock.domain.sandbox import SandboxState
 from rock.node import evidence, starting
 from rock.node.config import NodeConfig
 from rock.node.fleet import Fleet
+from rock.node.load import SAMPLE_EVERY_S, CpuMeter
 from rock.node.record import Record
 from rock.runtimes.base import Runtime, RuntimeEvent
+from rock.runtimes.shared import used_bytes
 from rock.wire.guest_client import GuestClient
 from rock.wire.models import Evidence
 
@@ -49,6 +51,7 @@ class Supervisor:
         self._launches: set[asyncio.Task[str]] = set()
         self._removing = asyncio.Semaphore(_MAX_REMOVING)
         self._probing: set[str] = set()
+        self.cpu = CpuMeter()
         self.healthy = True
         self.detail = ""
 
@@ -57,7 +60,11 @@ class Supervisor:
         self._spawn(self._plan_loop())
         self._spawn(self._every(self._config.reconcile_interval_s, self.reconcile))
         self._spawn(self._every(self._config.probe_interval_s, self._probe_all))
+        self._spawn(self._every(SAMPLE_EVERY_S, self._measure))
         self._spawn(self._watch())
+
+    async def _measure(self) -> None:
+        self.cpu.sample()
 
     def wake(self) -> None:
         self._wake.set()
@@ -288,6 +295,8 @@ class Supervisor:
             observed = owned.get(record.id)
             if observed is None or not observed.running:
                 await self.examine(record, "the periodic comparison found it dead")
+            else:
+                await self._check_disk(record)
         for sandbox_id, observed in owned.items():
             if sandbox_id not in self._fleet.records:
                 log.warning("sandbox=%s is an orphan; removing it", sandbox_id)
@@ -295,6 +304,11 @@ class Supervisor:
                 await self._runtime.stop(observed.handle)
         self._fleet.drop_idle_pools()
         self.wake()
+
+    async def _check_disk(self, record: Record) -> None:
+        limit = self._config.shared_dir_bytes
+        if await asyncio.to_thread(used_bytes, record.shared_dir, limit) > limit:
+            await self.fail(record, "disk", f"it filled the directory it shares with the host beyond {limit >> 20} MiB")
 
     def _set_health(self, healthy: bool, detail: str) -> None:
         if healthy != self.healthy:

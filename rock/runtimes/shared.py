@@ -1,7 +1,13 @@
-"""The one directory that a sandbox shares with its node, and the guest's command line."""
+"""The one directory that a sandbox shares with its node, and the guest's command line.
+
+It is on the host's disk, so a sandbox must not be able to fill it. Where the platform is root it is sealed as soon as
+the guest has made its socket: from then on it belongs to another user. An ordinary user can give its files to nobody;
+there the node looks how much it holds (:func:`used_bytes`), which finds all but files that were opened and unlinked.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,6 +22,7 @@ MAX_SOCKET_PATH = 107
 """A unix socket's path is at most 108 bytes with its final zero."""
 
 UNPRIVILEGED = 65534
+_BLOCK_BYTES = 4096
 
 
 def prepare(shared_dir: Path, uid: int, gid: int) -> None:
@@ -25,16 +32,42 @@ def prepare(shared_dir: Path, uid: int, gid: int) -> None:
         shared_dir.chmod(0o700)
         pyz = shared_dir / PYZ
         pyz.write_bytes(build_pyz())
-        pyz.chmod(0o644)
+        pyz.chmod(0o444)
         if os.geteuid() == 0:
             os.chown(shared_dir, uid, gid)
-            os.chown(pyz, uid, gid)
+            owner = _other_than(uid)
+            os.chown(pyz, owner, owner)
     except OSError as error:
         raise StorageError(
             f"cannot prepare the sandbox's directory {shared_dir}: {error.strerror}",
             hint="Free some space or set ROCK_HOME to a directory that can be written.",
             cause=str(error),
         ) from error
+
+
+def seal(shared_dir: Path) -> None:
+    """Nothing more can be made in it from inside. Does nothing where we are not root. Blocking. Raises OSError."""
+    if os.geteuid() == 0:
+        owner = _other_than(shared_dir.stat().st_uid)
+        os.chown(shared_dir, owner, owner)
+        shared_dir.chmod(0o711)  # the guest still passes through it to its own files
+
+
+def _other_than(uid: int) -> int:
+    """Root inside has no capabilities, so it may not write either what belongs to somebody else."""
+    return 0 if uid != 0 else UNPRIVILEGED
+
+
+def used_bytes(directory: Path, enough: int) -> int:
+    """Space taken by what is in it, empty files reckoned as a block; stops counting beyond ``enough``. Blocking."""
+    total = 0
+    for folder, folders, files in os.walk(directory):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                total += max(_BLOCK_BYTES, os.lstat(os.path.join(folder, name)).st_blocks * 512)
+            if total > enough:
+                return total
+    return total
 
 
 def socket_path(shared_dir: Path) -> Path:

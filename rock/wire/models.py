@@ -83,7 +83,7 @@ class Evidence(Message):
     """What was known when a sandbox failed. Kept with it for good."""
 
     cause: str
-    """Short and stable, for counting: ``exited``, ``oom``, ``probe``, ``start_timeout``, ``start_failed``…"""
+    """Short and stable, for counting: ``exited``, ``oom``, ``probe``, ``disk``, ``removed``, ``start_timeout``…"""
     detail: str = ""
     exit_code: int | None = None
     oom_killed: bool = False

@@ -47,6 +47,9 @@ def test_the_death_of_a_leased_sandbox_is_noticed_and_explained(world: Make, kil
             assert failed.lease_id == view.lease_id
             if cause == "exited":
                 assert failed.evidence.exit_code == 3
+            if cause == "removed":
+                assert "from outside" in failed.evidence.detail
+                assert failed.evidence.last_output == ()
             if cause == "probe":
                 assert "suspect" in w.states(view.id)
                 assert "paused" in failed.evidence.detail
@@ -124,6 +127,25 @@ def test_a_removal_that_fails_is_tried_again(world: Make) -> None:
             assert w.states(view.id)[-1] == "released"
             w.runtime.faults.stop_error = ""
             await w.until(lambda: w.states(view.id)[-1] == "gone")
+
+    asyncio.run(main())
+
+
+def test_one_that_fills_its_shared_directory_is_ended(world: Make) -> None:
+    async def main() -> None:
+        async with world(shared_dir_bytes=1 << 20) as w:
+            quiet, greedy = await w.claim(), await w.claim()
+            shared = w.config.run_dir / greedy.id
+            for n in range(3):
+                (shared / f"junk{n}").write_bytes(b"x" * (400 << 10))
+            await w.until(lambda: "failed" in w.states(greedy.id))
+            failed = next(v for v in w.changes if v.id == greedy.id and v.state is SandboxState.FAILED)
+            assert failed.evidence is not None
+            assert failed.evidence.cause == "disk"
+            assert "1 MiB" in failed.evidence.detail
+            await w.until(lambda: w.states(greedy.id)[-1] == "gone")
+            assert not shared.exists()
+            assert w.states(quiet.id)[-1] == "leased"
 
     asyncio.run(main())
 
