@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from rock.api.app import create_app
-from rock.cluster.local import Platform
-from rock.cluster.settings import PlatformSettings, instance_of
-from rock.runtimes.docker import DockerRuntime
 from rock.wire.guest_client import GuestClient
 from rock.wire.models import LeaseView, SandboxSpec, SandboxView
 
 pytestmark = pytest.mark.docker
-
-
-@asynccontextmanager
-async def platform_at(home: Path, **settings: Any) -> AsyncIterator[tuple[Platform, httpx.AsyncClient]]:
-    platform = await Platform.open(PlatformSettings(home, runtime="docker", **settings))
-    transport = httpx.ASGITransport(create_app(platform.control, key=""))
-    try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1/v1", timeout=90) as http:
-            yield platform, http
-    finally:
-        await platform.close()
-
-
-async def until(condition: Callable[[], Awaitable[Any]], within_s: float = 30.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := await condition()):
-        assert time.monotonic() < deadline, f"not within {within_s} s"
-        await asyncio.sleep(0.02)
-    return found
-
-
-async def lease_of(http: httpx.AsyncClient, spec: SandboxSpec) -> LeaseView:
-    response = await http.post("/leases", json={"spec": spec.model_dump(mode="json"), "wait_s": 60})
-    assert response.status_code == 201, response.text
-    return LeaseView.model_validate(response.json())
 
 
 async def docker(*argv: str) -> str:
@@ -56,34 +20,28 @@ async def docker(*argv: str) -> str:
     return str(done.stdout)
 
 
-def test_a_killed_container_leaves_evidence_and_the_pool_is_filled_again(docker_base: str, docker_home: Path) -> None:
+def test_a_killed_container_leaves_evidence_and_the_pool_is_filled_again(docker_base: str, on_docker: Any) -> None:
     spec = SandboxSpec(image=docker_base)
 
     async def main() -> None:
-        async with platform_at(docker_home) as (platform, http):
+        async with on_docker.platform() as (platform, http):
             await platform.node.set_pool(spec, 1)
 
             async def warm() -> bool:
                 return (await platform.node.view()).pools[0].ready == 1
 
-            await until(warm)
-            lease = await lease_of(http, spec)
+            await on_docker.until(warm)
+            lease = await on_docker.lease(http, spec)
             async with await GuestClient.connect_unix(lease.endpoint.socket_path) as guest:
                 assert (await guest.call("exec", argv=["echo", "hi"], work_s=10))["stdout"] == "hi\n"
             began = time.monotonic()
             await docker("kill", f"rock-{lease.sandbox_id}")
-
-            async def failed() -> SandboxView | None:
-                found = (await http.get("/sandboxes", params={"state": "failed"})).json()
-                return SandboxView.model_validate(found[0]) if found else None
-
-            view = await until(failed, within_s=10)
+            view = await on_docker.failed(http, lease.sandbox_id)
             assert time.monotonic() - began < 5
-            assert view.id == lease.sandbox_id
             assert (view.evidence.cause, view.evidence.exit_code) == ("exited", 137)
             refused = await http.post(f"/leases/{lease.id}/heartbeat")
             assert refused.json()["type"] == "urn:rock:sandbox-lost"
-            await until(warm)
+            await on_docker.until(warm)
 
             idle = next(v for v in await platform.node.sandboxes() if v.state == "ready")
             await docker("rm", "-f", f"rock-{idle.id}")
@@ -91,20 +49,21 @@ def test_a_killed_container_leaves_evidence_and_the_pool_is_filled_again(docker_
             async def replaced() -> bool:
                 return await warm() and idle.id not in {v.id for v in await platform.node.sandboxes()}
 
-            await until(replaced)
+            await on_docker.until(replaced)
             evidence = (await platform.control.sandbox(idle.id)).evidence
             assert evidence is not None
-            assert evidence.cause in {"removed", "exited"}  # it is killed first, then removed
+            assert (evidence.cause, evidence.last_output) == ("removed", ())  # none of Docker's own words
+            assert "from outside" in evidence.detail
         assert await docker("ps", "-aq", "--filter", f"label=rock.instance={platform.instance}") == ""
 
     asyncio.run(main())
 
 
-def test_a_paused_container_is_suspected_and_then_given_up(docker_base: str, docker_home: Path) -> None:
+def test_a_paused_container_is_suspected_and_then_given_up(docker_base: str, on_docker: Any) -> None:
     async def main() -> None:
         settings = {"probe_interval_s": 0.2, "probe_timeout_s": 0.5, "dead_after_s": 2.0}
-        async with platform_at(docker_home, **settings) as (platform, http):
-            lease = await lease_of(http, SandboxSpec(image=docker_base))
+        async with on_docker.platform(**settings) as (platform, http):
+            lease = await on_docker.lease(http, SandboxSpec(image=docker_base))
             seen: list[SandboxView] = []
             platform.node.on_change(seen.append)
             await docker("pause", f"rock-{lease.sandbox_id}")
@@ -112,7 +71,7 @@ def test_a_paused_container_is_suspected_and_then_given_up(docker_base: str, doc
             async def gone() -> bool:
                 return bool(seen) and seen[-1].state == "gone"
 
-            await until(gone)
+            await on_docker.until(gone)
             assert [v.state.value for v in seen] == ["suspect", "failed", "gone"]
             evidence = seen[-1].evidence
             assert evidence is not None
@@ -122,9 +81,19 @@ def test_a_paused_container_is_suspected_and_then_given_up(docker_base: str, doc
     asyncio.run(main())
 
 
-def test_an_image_that_does_not_exist_is_refused_at_once(docker_home: Path) -> None:
+@pytest.mark.parametrize("user", ["", "root"])
+def test_the_hosts_disk_is_safe(docker_base: str, on_docker: Any, user: str) -> None:
     async def main() -> None:
-        async with platform_at(docker_home) as (_, http):
+        async with on_docker.platform(reconcile_interval_s=0.2) as (_, http):
+            lease = await on_docker.lease(http, SandboxSpec(image=docker_base, user=user))
+            await on_docker.shared_directory_is_bounded(http, lease)
+
+    asyncio.run(main())
+
+
+def test_an_image_that_does_not_exist_is_refused_at_once(on_docker: Any) -> None:
+    async def main() -> None:
+        async with on_docker.platform() as (_, http):
             began = time.monotonic()
             refused = await http.post("/leases", json={"image": "rock-no-such-image:1", "wait_s": 60})
             assert refused.json()["type"] == "urn:rock:image-not-found"
@@ -133,43 +102,14 @@ def test_an_image_that_does_not_exist_is_refused_at_once(docker_home: Path) -> N
     asyncio.run(main())
 
 
-CHILD = """
-import asyncio, pathlib, sys
-from rock.cluster.local import Platform
-from rock.cluster.settings import PlatformSettings
-from rock.wire.models import LeaseRequest, SandboxSpec
-
-async def main(home, image):
-    platform = await Platform.open(PlatformSettings(pathlib.Path(home), runtime="docker"))
-    leases = [await platform.control.leases.create(LeaseRequest(image=image, ttl_s=600)) for _ in range(2)]
-    spec = SandboxSpec(image=image, workdir="/")
-    await platform.node.set_pool(spec, 1)
-    while not (await platform.node.view()).pools[-1].ready:
-        await asyncio.sleep(0.05)
-    for lease in leases:
-        print(lease.model_dump_json(), flush=True)
-    await asyncio.sleep(600)
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-def test_after_a_kill_9_the_leased_are_adopted_and_the_rest_is_swept(docker_base: str, docker_home: Path) -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(docker_home), docker_base], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert child.stdout is not None
-        kept, lost = (LeaseView.model_validate_json(child.stdout.readline()) for _ in range(2))
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.communicate()
+def test_after_a_kill_9_the_leased_are_adopted_and_the_rest_is_swept(docker_base: str, on_docker: Any) -> None:
+    kept, lost = on_docker.killed_platform(docker_base)
 
     async def main() -> None:
-        runtime = DockerRuntime(instance_of(docker_home))
+        runtime = on_docker.own_runtime()
         assert len(await runtime.list_owned()) == 3
         await docker("rm", "-f", f"rock-{lost.sandbox_id}")
-        async with platform_at(docker_home) as (_, http):
+        async with on_docker.platform() as (_, http):
             assert [lease["id"] for lease in (await http.get("/leases")).json()] == [kept.id]
             assert [o.sandbox_id for o in await runtime.list_owned()] == [kept.sandbox_id]
             endpoint = LeaseView.model_validate((await http.get("/leases")).json()[0]).endpoint
