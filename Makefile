@@ -2,58 +2,51 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-# torch first and pinned: an open range can pull another build's packages by the gigabyte.
+# The Python that .venv is made of; empty: the first of python3, python3.12, python3.11, python3.13 that is new enough.
+PYTHON ?=
+# Pinned and installed first. Any torch from 2.9 on will do: make TORCH='torch>=2.9' ...
 TORCH ?= torch==2.13.0
-# Tests in parallel; each torch test keeps to one thread.
-JOBS ?= 2
 RECIPE ?= alfworld-tiny
+# Tests at once; each torch test keeps to one thread.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
+ARGS ?=
+export PYTHON TORCH
 
-.PHONY: help demo test test-slow lint fmt types install install-test docker bench clean down
+.PHONY: help demo test test-slow lint types fmt install install-test docker system bench down clean
 
-help: ## what each command does
+help: ## this list
+	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@echo
+	@echo "  ARGS='...'       more arguments for demo, test, test-slow, bench: make demo ARGS='--seeds 0,1,2 --down'"
+	@echo "  RECIPE=$(RECIPE)   what make demo trains"
+	@echo "  JOBS=$(JOBS)           tests at once"
+	@echo "  TORCH='$(TORCH)'   what pip installs first; may hold options of pip"
+	@echo "  PYTHON=...       the Python to make $(VENV) of (3.11 or newer)"
 
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 ..."; exit 1; }
-	@echo "install: creating $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+install: ## platform, trainer and dashboard into .venv
+	@tools/install.sh demo
 
-# What the demo needs. The stamps hold a hash of what was asked for, so a second run costs nothing.
-$(VENV)/.demo: pyproject.toml envs/alfworld/requirements.txt | $(BIN)/python
-	@echo "install: torch, platform, trainer, dashboard (minutes the first time)"
-	@$(PIP) install -U pip wheel setuptools
-	@$(PIP) install "$(TORCH)"
-	@$(PIP) install -e '.[train,dashboard]'
-	@$(PIP) install --no-deps -r envs/alfworld/requirements.txt
-	@touch $@
+install-test:
+	@tools/install.sh test
 
-$(VENV)/.test: pyproject.toml $(VENV)/.demo
-	@echo "install: test tools"
-	@$(PIP) install -e '.[train,dashboard,postgres,dev]'
-	@touch $@
-
-install: $(VENV)/.demo ## platform, trainer and dashboard into .venv
-
-install-test: $(VENV)/.test
+system:
+	@tools/ensure-system.sh bwrap:bubblewrap c++:g++ cmake:cmake
 
 docker: ## use, or install and start, a Docker engine if this user can
 	@tools/ensure-docker.sh || true
 
-demo: install docker ## real games in sandboxes, a model that learns from them, a page that shows it
-	@tools/ensure-system.sh bwrap:bubblewrap
-	@$(BIN)/python -m benchmarks.demo --recipe $(RECIPE)
+demo: system install docker ## real games in sandboxes, a model that learns from them, a page that shows it
+	@$(BIN)/python -m benchmarks.demo --recipe $(RECIPE) $(ARGS)
 
-test: install-test docker ## lint, types, import rules and every test
-	@tools/ensure-system.sh bwrap:bubblewrap chromium:chromium '/usr/lib/postgresql/*/bin/initdb:postgresql'
+test: system install-test docker ## lint, types, import rules and every test but the slow ones
+	@tools/ensure-system.sh chromium:chromium '/usr/lib/postgresql/*/bin/initdb:postgresql'
 	@$(MAKE) --no-print-directory lint types
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
-test-slow: install-test docker ## the checks that take minutes
+test-slow: system install-test docker ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: install-test ## ruff and the import rules
@@ -68,11 +61,13 @@ fmt: install-test ## format and mend what can be mended
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: install-test docker ## the numbers of the README, quick versions
-	@for b in $$($(BIN)/python -m benchmarks); do echo "== $$b"; $(BIN)/python -m benchmarks.$$b --quick || exit 1; done
+bench: system install-test ## the benchmarks, quick versions; each prints JSON
+	@for b in $$($(BIN)/python -m benchmarks); do echo "== $$b"; $(BIN)/python -m benchmarks.$$b --quick $(ARGS) || exit 1; done
 
 down: ## stop the platform, the dashboard and every sandbox
+	@[ ! -x $(BIN)/rock ] || $(BIN)/rock dashboard --stop
 	@[ ! -x $(BIN)/rock ] || $(BIN)/rock down
 
-clean: down ## stop everything, remove the virtual environment and caches
+clean: ## stop everything, remove .venv and caches; ~/.rock and Docker images stay
+	-@$(MAKE) --no-print-directory down
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
