@@ -14,8 +14,14 @@ from roll_core.rollout.groups import reward_of
 from roll_core.types import Group, TrainBatch
 
 
-def make_batch(groups: Sequence[Group], advantage: str, *, pad_id: int = 0) -> TrainBatch:
-    """Raises ValueError if a void trajectory is among them: it has no reward to learn from."""
+def make_batch(groups: Sequence[Group], advantage: str, *, negative_weight: float = 1.0, pad_id: int = 0) -> TrainBatch:
+    """Raises ValueError if a void trajectory is among them: it has no reward to learn from.
+
+    ``negative_weight`` scales the advantages below 0. An agent's failures are its longest episodes and most of what
+    they contain was no mistake, so at full weight they flatten the policy faster than the few successes shape it. The
+    same asymmetry as the weights of weighted TOPR (arXiv 2510.11345), applied to the advantage so that it goes with
+    every loss.
+    """
     rows = [m for g in groups for m in g.members]
     rewards_B = torch.tensor([reward_of(m) for m in rows], dtype=torch.float32)
     group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.members])
@@ -24,13 +30,15 @@ def make_batch(groups: Sequence[Group], advantage: str, *, pad_id: int = 0) -> T
     def padded(values: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([[*v, *[fill] * (width - len(v))] for v in values], dtype=dtype)
 
+    advantages_B = ADVANTAGES[advantage](rewards_B, group_B)
+    advantages_B = torch.where(advantages_B < 0, advantages_B * negative_weight, advantages_B)
     mask_BT = padded([m.response_mask() for m in rows], 0, torch.float32)
     return TrainBatch(
         tokens_BT=padded([m.token_ids() for m in rows], pad_id, torch.int64),
         mask_BT=mask_BT,
         attention_BT=padded([[1.0] * len(m.token_ids()) for m in rows], 0, torch.float32),
         behaviour_logprobs_BT=padded([m.logprobs() for m in rows], 0.0, torch.float32),
-        advantages_BT=spread(ADVANTAGES[advantage](rewards_B, group_B), mask_BT),
+        advantages_BT=spread(advantages_B, mask_BT),
         versions_BT=padded([m.versions() for m in rows], -1, torch.int64),
         rewards_B=rewards_B,
         group_B=group_B,

@@ -176,7 +176,9 @@ class Trainer:
             return None
 
     def _learn(self, groups: tuple[Group, ...]) -> tuple[dict[str, float], Weights]:
-        batch = make_batch(groups, self._recipe.algorithm.advantage)
+        batch = make_batch(
+            groups, self._recipe.algorithm.advantage, negative_weight=self._recipe.algorithm.negative_weight
+        )
         values = dict(self._p.learner.train_step(batch))
         return values, self._p.learner.weights()
 

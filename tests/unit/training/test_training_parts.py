@@ -172,6 +172,13 @@ def test_a_record_says_what_the_episode_was() -> None:
     assert (record.outcome, record.reward, record.success) == ("cancelled", None, None)
 
 
+def test_negative_advantages_can_weigh_less() -> None:
+    groups = [Group("g", "t", (trajectory(1.0), trajectory(0.0)))]
+    full, half = (make_batch(groups, "dr_grpo", negative_weight=w).advantages_BT for w in (1.0, 0.5))
+    assert torch.equal(half[0], full[0])
+    assert torch.equal(half[1], full[1] / 2)
+
+
 def test_slips_are_seen_but_not_imitated_and_observations_weigh_what_is_asked() -> None:
     tokenizer = train_tokenizer(["go to fridge 1\nyou see mug\n> take mug"] * 3, 300)
     prompter = TranscriptPrompter(tokenizer, TextRules())
