@@ -25,6 +25,7 @@ from rock.sdk.home import ServerFile, read_server
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.05
+_KILL_TIMEOUT_S = 5.0
 _LOG_LINES = 15
 # A log of this size is put aside when the platform starts again.
 _LONGEST_LOG_BYTES = 16 << 20
@@ -66,6 +67,7 @@ def _wait(process: subprocess.Popen[bytes], home: Path, log: Path, begin: int, t
             raise _explain(process.returncode, log, begin)
         server = read_server(home)
         if server is not None and server.pid == process.pid and answers(server.url):
+            process.returncode = 0  # it outlives us: not ours to wait for
             return server
         time.sleep(_LOOK_EVERY_S)
     raise DeadlineExceeded(
@@ -124,15 +126,25 @@ def stop(server: ServerFile, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
     try:
         process = psutil.Process(server.pid)
         process.terminate()
-        process.wait(timeout_s)
+        if _ended(server, timeout_s):
+            return True
+        process.kill()
+        _ended(server, _KILL_TIMEOUT_S)
+        return False
     except psutil.NoSuchProcess:
         return True
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(5.0)
-        return False
     except psutil.AccessDenied as error:
         raise PlatformUnavailable(
             f"Process {server.pid} belongs to another user.", hint="Run `rock down` as the user that ran `rock up`."
         ) from error
+
+
+def _ended(server: ServerFile, within_s: float) -> bool:
+    """Not psutil's own wait: it takes for living what has ended and whose parent does not look, as in a container whose
+    first process reaps nobody."""
+    deadline = time.monotonic() + within_s
+    while server.alive:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_EVERY_S)
     return True

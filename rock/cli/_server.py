@@ -10,7 +10,9 @@ import asyncio
 import errno
 import logging
 import os
+import signal
 import socket
+import sys
 
 from rock.api.app import create_app
 from rock.api.server import serve as serve_api
@@ -30,10 +32,18 @@ def serve(settings: Settings) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with _state.serving(settings.home):
         _refuse_taken_port(settings.host, settings.port)
-        asyncio.run(_run(settings))
+        try:
+            asyncio.run(_run(settings))
+        except asyncio.CancelledError:
+            say("Stopped while it was starting.")
+            sys.exit(128 + signal.SIGTERM)
 
 
 async def _run(settings: Settings) -> None:
+    starting = asyncio.current_task()
+    assert starting is not None
+    # Until the API takes the signals over. Left to itself SIGTERM would end the process with containers half made.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
     platform = await Platform.open(settings.platform())
     keep = False
     try:

@@ -2,7 +2,7 @@
 
 Invariants: whoever holds the lock on ``server.lock`` is the server of the directory, and nobody else; the kernel frees
 it when the process ends, however it ends, so what a dead server left behind never blocks. ``server.json`` only says
-where to find the holder.
+where to find the holder; the lock file itself says who it is, for one that is still starting.
 """
 
 from __future__ import annotations
@@ -42,9 +42,24 @@ def running_server(home: Path) -> ServerFile | None:
     return server if server is not None and server.alive else None
 
 
+def starting_server(home: Path) -> ServerFile | None:
+    """The server that has the lock and does not yet say where it serves; its URL is empty."""
+    if not lock_is_held(home) or running_server(home) is not None:
+        return None
+    try:
+        raw = json.loads((home / "server.lock").read_text())
+        server = ServerFile(int(raw["pid"]), "", datetime.fromisoformat(raw["started_at"]), raw["process_started_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return server if server.alive else None
+
+
 @contextmanager
-def serving(home: Path) -> Iterator[None]:
-    """Be the server of ``home`` inside the block. Raises Conflict (caller) if another process is."""
+def serving(home: Path, *, as_server: bool = True) -> Iterator[None]:
+    """Be the server of ``home`` inside the block, or (``as_server=False``) keep others from it for a moment.
+
+    Raises Conflict (caller) if another process is.
+    """
     make_home(home)
     try:
         handle = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -60,10 +75,28 @@ def serving(home: Path) -> Iterator[None]:
     try:
         # A dead server's file would send clients to an address that now belongs to nobody.
         server_path(home).unlink(missing_ok=True)
+        _write_lock(handle, _identity() if as_server else {})
         yield
     finally:
         server_path(home).unlink(missing_ok=True)
         os.close(handle)
+
+
+def _write_lock(handle: int, content: dict[str, object]) -> None:
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, json.dumps(content).encode())
+    except OSError as error:
+        raise storage_error(error) from error
+
+
+def _identity() -> dict[str, object]:
+    """What tells this process from a later one with its pid."""
+    return {
+        "pid": os.getpid(),
+        "started_at": datetime.now(UTC).isoformat(),
+        "process_started_s": psutil.Process().create_time(),
+    }
 
 
 def lock_is_held(home: Path) -> bool:
@@ -83,12 +116,7 @@ def lock_is_held(home: Path) -> bool:
 
 def publish(home: Path, url: str) -> None:
     """Say where this process serves. Written beside and renamed, so that no reader sees half a file."""
-    content = {
-        "pid": os.getpid(),
-        "url": url,
-        "started_at": datetime.now(UTC).isoformat(),
-        "process_started_s": psutil.Process().create_time(),
-    }
+    content = {**_identity(), "url": url}
     beside = server_path(home).with_suffix(".new")
     try:
         beside.write_text(json.dumps(content))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from rock.cluster.settings import instance_of
+import psutil
+
+from rock.cluster.settings import instance_of, run_dir_of
 from rock.domain.errors import RockError
 from rock.runtimes.base import Observed, Runtime
 from rock.runtimes.select import make_runtime
 
 logger = logging.getLogger(__name__)
 
+_ROUNDS = 5
 REAL_RUNTIMES = ("docker", "bubblewrap")
 
 
@@ -36,19 +45,88 @@ async def left_behind(home: Path) -> list[tuple[str, Observed]]:
 
 
 async def sweep(home: Path) -> int:
-    """Remove them all; returns how many there were. A sandbox that resists does not keep the others."""
+    """Remove them all, and their directories; returns how many there were. One that resists does not keep the others.
+
+    Looks again after removing: what a killed platform had just asked a container engine for may come into being later.
+    """
     if not (home / "instance").exists():
         return 0
-    removed = 0
+    removed: set[str] = set()
     first_error: RockError | None = None
     async for runtime in usable_runtimes(home):
-        for seen in await runtime.list_owned():
-            try:
-                await runtime.stop(seen.handle)
-                removed += 1
-            except RockError as error:
-                logger.warning("sandbox %s was not removed: %s", seen.sandbox_id, error)
-                first_error = first_error or error
+        for _ in range(_ROUNDS):
+            owned = [seen for seen in await runtime.list_owned() if seen.handle not in removed]
+            for seen in owned:
+                try:
+                    await runtime.stop(seen.handle)
+                    removed.add(seen.handle)
+                except RockError as error:
+                    logger.warning("sandbox %s was not removed: %s", seen.sandbox_id, error)
+                    first_error = first_error or error
+            if not owned:
+                break
     if first_error is not None:
         raise first_error
-    return removed
+    for pid, sandbox in await asyncio.to_thread(_processes, home):
+        logger.warning("sandbox %s: process %d had outlived it", sandbox, pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        removed.add(sandbox)
+    for directory in shared_directories(home):
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+    return len(removed)
+
+
+def shared_directories(home: Path) -> list[Path]:
+    """Those that sandboxes of this home share with it, whether or not the sandboxes exist."""
+    try:
+        return sorted(run_dir_of(home, instance_of(home)).glob("sb-*"))
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """What this home's instance has on the machine that no platform of it knows of."""
+
+    sandboxes: tuple[str, ...] = ()
+    processes: tuple[str, ...] = ()
+    """Of sandboxes that no runtime knows of any more."""
+    directories: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.sandboxes or self.processes or self.directories)
+
+
+async def leaks(home: Path, known: Callable[[], Awaitable[Collection[str]]]) -> Leaks:
+    """``known``: asks the platform for the ids of its sandboxes; it is asked before and after looking, so that what
+    comes or goes meanwhile is none."""
+    if not (home / "instance").exists():
+        return Leaks()
+    before = await known()
+    owned = await left_behind(home)
+    strays = await asyncio.to_thread(_processes, home)
+    directories = await asyncio.to_thread(shared_directories, home)
+    looked_after = {*before, *await known()}
+    seen_by_runtimes = {seen.sandbox_id for _, seen in owned}
+    return Leaks(
+        tuple(f"{seen.sandbox_id} ({name})" for name, seen in owned if seen.sandbox_id not in looked_after),
+        tuple(f"{pid} ({sandbox})" for pid, sandbox in strays if sandbox not in looked_after | seen_by_runtimes),
+        tuple(str(path) for path in directories if path.name not in looked_after | seen_by_runtimes),
+    )
+
+
+def _processes(home: Path) -> list[tuple[int, str]]:
+    """bubblewrap's processes whose command line names a shared directory of this home, with the sandbox's id."""
+    prefix = f"{run_dir_of(home, instance_of(home))}/"
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if os.path.basename(words[0]) != "bwrap":
+            continue
+        for word in words:
+            sandbox = word.removeprefix(prefix) if word.startswith(prefix) else ""
+            if sandbox.startswith("sb-") and "/" not in sandbox:
+                found.append((process.pid, sandbox))
+                break
+    return found

@@ -13,6 +13,7 @@ from rock.cli._output import JsonOption, console, escape, print_json, table
 if TYPE_CHECKING:
     from rock.cli._checks import Check
 
+_SHOWN = 5
 STYLE = {"ok": "green", "missing": "yellow", "blocks": "bold red"}
 
 
@@ -69,22 +70,37 @@ async def _runtimes(home: Path) -> AsyncIterator[Check]:
 
 
 async def _leaks(home: Path) -> AsyncIterator[Check]:
-    """Sandboxes of this home's instance while nothing serves it."""
+    """What this home's instance has on the machine and nobody looks after, whether or not the platform runs."""
     from rock.cli import _state
     from rock.cli._checks import Check, Verdict
-    from rock.cli._sweep import left_behind
+    from rock.cli._sweep import leaks
     from rock.domain.errors import RockError
+    from rock.sdk import Rock
 
-    if _state.lock_is_held(home):
-        yield Check("leftovers", Verdict.OK, "the platform looks after its sandboxes")
+    server = _state.running_server(home)
+    if server is None and _state.lock_is_held(home):
+        yield Check("leftovers", Verdict.OK, "the platform is starting")
         return
+
+    async def known() -> set[str]:
+        if server is None:
+            return set()
+        async with Rock(server.url, timeout_s=5.0, retry_s=0) as rock:
+            return {view.id for view in await rock.sandboxes()}
+
     try:
-        seen = await left_behind(home)
+        found = await leaks(home, known)
     except RockError as error:
         yield Check("leftovers", Verdict.MISSING, str(error))
         return
-    if seen:
-        names = ", ".join(f"{one.sandbox_id} ({runtime})" for runtime, one in seen[:5])
-        yield Check("leftovers", Verdict.MISSING, f"{len(seen)} sandboxes without a platform: {names}", "rock down")
-    else:
+    kinds = (
+        ("sandboxes without a platform", found.sandboxes),
+        ("processes of sandboxes that are gone", found.processes),
+        ("directories of sandboxes that are gone", found.directories),
+    )
+    for what, items in kinds:
+        if items:
+            shown = ", ".join(items[:_SHOWN]) + (", …" if len(items) > _SHOWN else "")
+            yield Check("leftovers", Verdict.MISSING, f"{len(items)} {what}: {shown}", "rock down")
+    if not found:
         yield Check("leftovers", Verdict.OK, "none")

@@ -20,6 +20,7 @@ from rock.domain.errors import (
     RockError,
     RuntimeUnavailable,
     SandboxLost,
+    StorageError,
 )
 from rock.domain.sandbox import SandboxState
 from rock.node import evidence, starting
@@ -145,7 +146,7 @@ class Supervisor:
         cause = "start_timeout" if isinstance(error, DeadlineExceeded) else "start_failed"
         observed = await evidence.observe(self._runtime, record, settle_s=0) if record.handle else None
         found = await evidence.gather(self._runtime, record, observed, cause, str(error))
-        pool_error = error if isinstance(error, RockError) else RuntimeUnavailable(f"starting failed: {error}")
+        pool_error = error if isinstance(error, RockError) else _disk_error(error)
         if isinstance(pool_error, RuntimeUnavailable):
             self._set_health(False, str(pool_error))
         elif found.last_output:
@@ -314,3 +315,7 @@ class Supervisor:
         if healthy != self.healthy:
             self._fleet.emit("node.up" if healthy else "node.down", self._config.name, detail)
         self.healthy, self.detail = healthy, detail
+
+
+def _disk_error(error: OSError) -> StorageError:
+    return StorageError(f"a sandbox could not be started: {error}", hint="Free some space there.", cause=str(error))
