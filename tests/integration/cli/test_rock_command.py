@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from rock.sdk.home import read_server
+
 Rock = Callable[..., subprocess.CompletedProcess[str]]
 COUNTER = Path(__file__).parents[2] / "fixtures" / "envs"
 FAKE = ("--runtime", "fake", "--port", "0")
@@ -58,10 +60,11 @@ def test_usage_errors_exit_with_2(rock: Rock, arguments: tuple[str, ...]) -> Non
     assert rock(*arguments, code=2).stderr
 
 
-def test_up_ps_exec_rm_down(rock: Rock, rock_home: Path) -> None:
-    assert "runtime fake" in up(rock)
-    created = rock("sandbox", "create", "any:1").stdout.strip()
-    assert rock("exec", created, "sh", "-c", "echo out; echo err >&2; exit 7", code=7).stdout == "out\n"
+def test_up_ps_exec_rm_down(rock: Rock, rock_process: Rock, rock_home: Path) -> None:
+    assert "runtime fake" in up(rock_process)
+    created = rock_process("sandbox", "create", "any:1").stdout.strip()
+    done = rock_process("exec", created, "sh", "-c", "echo out; echo err >&2; exit 7", code=7)
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
     assert created in rock("ps").stdout
     views = json.loads(rock("ps", "--json").stdout)
     assert [(view["id"], view["state"]) for view in views] == [(created, "leased")]
@@ -71,9 +74,11 @@ def test_up_ps_exec_rm_down(rock: Rock, rock_home: Path) -> None:
     assert "serving" in rock("logs").stdout
     rock("sandbox", "rm", created)
     assert json.loads(rock("ps", "--json").stdout) == []
-    pid = server(rock_home)["pid"]
-    rock("down")
-    assert not psutil.pid_exists(pid)
+    running = read_server(rock_home)
+    assert running is not None
+    assert running.alive
+    rock_process("down")
+    assert not running.alive
     assert not (rock_home / "server.json").exists()
     assert "nothing runs" in rock("down").stdout
 
@@ -192,6 +197,46 @@ def test_ctrl_c_in_the_foreground_stops_in_order(rock_home: Path) -> None:
     assert "Traceback" not in err
     assert process.returncode in {0, 130}
     assert not (rock_home / "server.json").exists()
+
+
+def test_doctor_lists_what_nobody_looks_after_and_down_removes_it(rock: Rock, rock_home: Path) -> None:
+    def leftovers() -> list[dict[str, str]]:
+        rows = json.loads(rock("doctor", "--json", code=None).stdout)
+        return [row for row in rows if row["name"] == "leftovers"]
+
+    up(rock)
+    rock("sandbox", "create")
+    assert [row["found"] for row in leftovers()] == ["none"]
+    (rock_home / "run" / "sb-00000000aa").mkdir()
+    argv = ["bwrap", "-c", "import time; time.sleep(300)", f"{rock_home}/run/sb-00000000bb"]
+    stray = subprocess.Popen(argv, executable=sys.executable)
+    try:
+        found = {row["found"].partition(" ")[2].partition(":")[0]: row for row in leftovers()}
+        assert "sb-00000000aa" in found["directories of sandboxes that are gone"]["found"]
+        assert f"{stray.pid} (sb-00000000bb)" in found["processes of sandboxes that are gone"]["found"]
+        assert {row["remedy"] for row in found.values()} == {"rock down"}
+        rock("down")
+        assert stray.wait(10) == -signal.SIGKILL
+    finally:
+        stray.kill()
+        stray.wait()
+    assert [row["found"] for row in leftovers()] == ["none"]
+
+
+def test_down_stops_a_platform_that_is_still_starting(rock: Rock, rock_home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rock.cli", "up", *FAKE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not ((lock := rock_home / "server.lock").exists() and lock.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert f"pid {process.pid}" in rock("down").stdout
+    _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    assert not (rock_home / "server.json").exists()
+    assert "nothing runs" in rock("down").stdout
 
 
 def test_a_contributed_command_without_its_extra_says_which_to_install(rock_home: Path) -> None:

@@ -148,3 +148,8 @@ def on_docker() -> Iterator[Stage]:
 @pytest.fixture
 def on_bubblewrap() -> Iterator[Stage]:
     yield from _stage("bubblewrap")
+
+
+@pytest.fixture
+def on_fake() -> Iterator[Stage]:
+    yield from _stage("fake")

@@ -81,6 +81,22 @@ def test_a_paused_container_is_suspected_and_then_given_up(docker_base: str, on_
     asyncio.run(main())
 
 
+def test_closing_while_sandboxes_start_leaves_none(docker_base: str, on_docker: Any) -> None:
+    async def main() -> None:
+        async with on_docker.platform() as (platform, _):
+            await platform.node.set_pool(SandboxSpec(image=docker_base), 6)
+
+            async def in_the_middle() -> bool:
+                pool = (await platform.node.view()).pools[0]
+                return bool(pool.ready and pool.starting)
+
+            await on_docker.until(in_the_middle)
+        assert await docker("ps", "-aq", "--filter", f"label=rock.instance={platform.instance}") == ""
+        assert not list(on_docker.home.glob("run/*"))
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("user", ["", "root"])
 def test_the_hosts_disk_is_safe(docker_base: str, on_docker: Any, user: str) -> None:
     async def main() -> None:
