@@ -13,6 +13,8 @@ RECIPE ?= alfworld-tiny
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 ARGS ?=
 export PYTHON TORCH
+# Packages that are built from source may call a plain `python`, which Debian does not have.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test test-slow lint types fmt install install-test docker system bench down clean
 
