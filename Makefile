@@ -4,6 +4,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Packages that are built from source may call a plain `python`, which Debian does not have: .venv's is on the path.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m
 # The Python that .venv is made of; empty: the first of python3, python3.12, python3.11, python3.13 that is new enough.
 PYTHON ?=
 # Pinned and installed first. Any torch from 2.9 on will do: make TORCH='torch>=2.9' ...
@@ -13,8 +15,6 @@ RECIPE ?= alfworld-tiny
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 ARGS ?=
 export PYTHON TORCH
-# Packages that are built from source may call a plain `python`, which Debian does not have.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test test-slow lint types fmt install install-test docker system bench down clean
 
@@ -41,15 +41,15 @@ docker: ## use, or install and start, a Docker engine if this user can
 	@tools/ensure-docker.sh || true
 
 demo: system install docker ## real games in sandboxes, a model that learns from them, a page that shows it
-	@$(BIN)/python -m benchmarks.demo --recipe $(RECIPE) $(ARGS)
+	@$(RUN) benchmarks.demo --recipe $(RECIPE) $(ARGS)
 
 test: system install-test docker ## lint, types, import rules and every test but the slow ones
 	@tools/ensure-system.sh chromium:chromium '/usr/lib/postgresql/*/bin/initdb:postgresql'
 	@$(MAKE) --no-print-directory lint types
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
+	@$(RUN) pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 test-slow: system install-test docker ## the tests that take minutes
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(RUN) pytest -m slow $(ARGS)
 
 lint: install-test ## ruff and the import rules
 	@$(BIN)/ruff check .
@@ -64,7 +64,7 @@ fmt: install-test ## format and mend what can be mended
 	@$(BIN)/ruff format .
 
 bench: system install-test ## the benchmarks, quick versions; each prints JSON
-	@for b in $$($(BIN)/python -m benchmarks); do echo "== $$b"; $(BIN)/python -m benchmarks.$$b --quick $(ARGS) || exit 1; done
+	@for b in $$($(BIN)/python -m benchmarks); do echo "== $$b"; $(RUN) benchmarks.$$b --quick $(ARGS) || exit 1; done
 
 down: ## stop the platform, the dashboard and every sandbox
 	@[ ! -x $(BIN)/rock ] || $(BIN)/rock dashboard --stop

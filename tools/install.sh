@@ -51,7 +51,8 @@ make_venv() {
   fail "$python cannot make a virtual environment. On Debian and Ubuntu: sudo apt-get install $version"
 }
 
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
+# What is built from source may call a plain `python`, which Debian does not have.
+pip() { PATH="$here/$venv/bin:$PATH" "$venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
 
 install_demo() {
   echo "install: torch, platform, trainer, dashboard (minutes the first time)"
