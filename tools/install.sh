@@ -22,14 +22,14 @@ choose_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then
     "$PYTHON" -c "$new_enough" 2>/dev/null ||
-      fail "Python 3.11 or newer is needed; $PYTHON is $("$PYTHON" -V 2>&1 || echo 'not there'). Name another: make PYTHON=python3.12 ..."
+      fail "Python 3.11 or newer is needed; $PYTHON is $(command -v "$PYTHON" >/dev/null && "$PYTHON" -V 2>&1 || echo 'not there'). Name another: make PYTHON=python3.12 ..."
     echo "$PYTHON"
     return
   fi
   for candidate in python3 python3.12 python3.11 python3.13; do
     if "$candidate" -c "$new_enough" 2>/dev/null; then echo "$candidate"; return; fi
   done
-  fail "Python 3.11 or newer is needed; python3 is $(python3 -V 2>&1 || echo 'not there'). Debian 12, Ubuntu 23.10 and later bring one; on older systems use pyenv, conda or uv, then: make PYTHON=/path/to/python ..."
+  fail "Python 3.11 or newer is needed; python3 is $(command -v python3 >/dev/null && python3 -V 2>&1 || echo 'not there'). Debian 12, Ubuntu 23.10 and later bring one; on older systems use pyenv, conda or uv, then: make PYTHON=/path/to/python ..."
 }
 
 make_venv() {
