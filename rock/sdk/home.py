@@ -28,6 +28,12 @@ def rock_home(home: str | Path | None = None) -> Path:
     return Path(home or os.environ.get("ROCK_HOME") or "~/.rock").expanduser().absolute()
 
 
+def is_default(home: Path) -> bool:
+    """Whether it is the state directory of a user who named none. Only a platform of that one has the default address
+    as its natural place; what answers there need have nothing to do with another directory."""
+    return home == Path("~/.rock").expanduser().absolute()
+
+
 @dataclass(frozen=True, slots=True)
 class ServerFile:
     """Content of ``server.json``: which process serves this home, and where."""

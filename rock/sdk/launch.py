@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rock.domain.errors import DeadlineExceeded, PlatformUnavailable, RockError
 from rock.sdk.client import Rock
-from rock.sdk.home import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_URL, read_server, rock_home
+from rock.sdk.home import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_URL, is_default, read_server, rock_home
 
 # `rock up -d` itself waits until the platform is healthy and says why it is not; this only bounds a hanging process.
 START_TIMEOUT_S = 120.0
@@ -49,7 +49,7 @@ def ensure_platform(
     ...     print(rock.health().runtime)
 
     With ``url``, or ``ROCK_URL`` set, that platform must answer and none is started. Else the one that runs from
-    ``home`` (default ``$ROCK_HOME``), else the one at the default address if ``home`` is the default, else a new one
+    ``home`` (default ``$ROCK_HOME``), else the one at the default address if ``home`` is ``~/.rock``, else a new one
     with the given ``runtime``, ``capacity``, warm ``pools`` (environment: sandboxes kept ready), ``database`` and
     ``port`` (default: 7625, or a free one if that is taken). A platform that is already running keeps its settings.
 
@@ -70,7 +70,7 @@ def ensure_platform(
     server = read_server(directory)
     if server is not None and server.alive and _healthy(server.url):
         return Launched(server.url, False)
-    if directory == rock_home() and _healthy(DEFAULT_URL):
+    if is_default(directory) and _healthy(DEFAULT_URL):
         return Launched(DEFAULT_URL, False)
     argv = [sys.executable, "-m", "rock.cli", "up", "--detach", "--home", str(directory), "--runtime", runtime]
     argv += ["--port", str(_default_or_free_port() if port is None else port)]

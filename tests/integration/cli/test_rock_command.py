@@ -132,6 +132,15 @@ def test_without_a_platform_the_way_out_is_named(rock: Rock) -> None:
         assert "rock up" in told
 
 
+def test_another_directorys_platform_is_not_taken_for_its_own(rock: Rock, rock_home: Path) -> None:
+    up(rock)
+    elsewhere = {"ROCK_HOME": str(rock_home / "other")}
+    told = rock("ps", code=1, env=elsewhere).stderr
+    assert elsewhere["ROCK_HOME"] in told
+    assert "rock up -d" in told
+    rock("ps", env={**elsewhere, "ROCK_URL": server(rock_home)["url"]})
+
+
 def test_a_wrong_address_is_an_error_with_the_right_form(rock: Rock) -> None:
     assert "http://host:port" in rock("--url", "nonsense", "ps", code=1).stderr
 

@@ -61,7 +61,7 @@ def test_a_killed_container_leaves_evidence_and_the_pool_is_filled_again(docker_
 
 def test_a_paused_container_is_suspected_and_then_given_up(docker_base: str, on_docker: Any) -> None:
     async def main() -> None:
-        settings = {"probe_interval_s": 0.2, "probe_timeout_s": 0.5, "dead_after_s": 2.0}
+        settings = {"probe_interval_s": 0.2, "probe_timeout_s": 1.0, "dead_after_s": 4.0}
         async with on_docker.platform(**settings) as (platform, http):
             lease = await on_docker.lease(http, SandboxSpec(image=docker_base))
             seen: list[SandboxView] = []
