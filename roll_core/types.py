@@ -47,6 +47,8 @@ class Turn:
     reward: float = 0.0
     generate_s: float = 0.0
     env_s: float = 0.0
+    valid: bool = True
+    """False when no action could be read from the response, or the environment said that it was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,14 @@ class Trajectory:
     def logprobs(self) -> list[float]:
         """Behaviour log-probs, 0 on context; as long as :meth:`token_ids`."""
         return [x for t in self.turns for x in (*([0.0] * len(t.context_ids)), *t.generation.logprobs)]
+
+    def invalid_mask(self) -> list[int]:
+        """1 for tokens sampled in turns without a valid action; as long as :meth:`token_ids`."""
+        return [
+            m
+            for t in self.turns
+            for m in (*([0] * len(t.context_ids)), *([int(not t.valid)] * len(t.generation.token_ids)))
+        ]
 
     def versions(self) -> list[int]:
         """Policy version per token, -1 on context; as long as :meth:`token_ids`."""

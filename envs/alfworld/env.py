@@ -61,14 +61,19 @@ class AlfworldEnv(Env):
         return self._play.intro(), info
 
     def step(self, action: Any) -> StepResult:
-        """Do the command ``action``. What is not admissible answers ``Nothing happens.`` and costs a step."""
+        """Do the command ``action``. What is not admissible answers ``Nothing happens.`` and costs a step.
+
+        ``info["is_action_valid"]`` says whether it was admissible.
+        """
         play = self._playing()
         if play.won or self._steps >= self._max_steps:
             raise RuntimeError(f"The episode of {self._task!r} is over; call reset before the next step.")
-        observation = play.step(action if isinstance(action, str) else str(action))
+        command = action if isinstance(action, str) else str(action)
+        valid = command.strip() in play.admissible()
+        observation = play.step(command)
         self._steps += 1
         truncated = not play.won and self._steps >= self._max_steps
-        info = self._info()
+        info = self._info() | {"is_action_valid": valid}
         if play.won or truncated:
             info["success"] = play.won
         return observation, float(play.won), play.won, truncated, info

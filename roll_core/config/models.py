@@ -185,6 +185,8 @@ class Algorithm(Section):
     """Weight of the divergence from the policy that reinforcement learning began with."""
     negative_weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor on advantages below 0. Less than 1 where failures are long episodes with few wrong actions in them."""
+    invalid_action_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Taken from the advantage of the tokens of a turn whose action the environment did not accept."""
     filter_zero_variance: bool = True
     """Leave out groups whose rewards are all equal, and play others in their place."""
 

@@ -136,7 +136,9 @@ class Episode:
             )  # fmt: skip
             observation, reward, terminated, truncated, info = await self._step(session, response.action, observation)
             self._reward += reward
-            self._turns[-1] = replace(self._turns[-1], reward=reward, env_s=time.monotonic() - generated_s)
+            valid = response.valid and bool(info.get("is_action_valid", True))
+            env_s = time.monotonic() - generated_s
+            self._turns[-1] = replace(self._turns[-1], reward=reward, env_s=env_s, valid=valid)
             success = bool(info.get("success", terminated and reward > 0))
             if terminated:
                 return Completed(self._reward, success)

@@ -14,13 +14,21 @@ from roll_core.rollout.groups import reward_of
 from roll_core.types import Group, TrainBatch
 
 
-def make_batch(groups: Sequence[Group], advantage: str, *, negative_weight: float = 1.0, pad_id: int = 0) -> TrainBatch:
+def make_batch(
+    groups: Sequence[Group],
+    advantage: str,
+    *,
+    negative_weight: float = 1.0,
+    invalid_action_penalty: float = 0.0,
+    pad_id: int = 0,
+) -> TrainBatch:
     """Raises ValueError if a void trajectory is among them: it has no reward to learn from.
 
     ``negative_weight`` scales the advantages below 0. An agent's failures are its longest episodes and most of what
     they contain was no mistake, so at full weight they flatten the policy faster than the few successes shape it. The
     same asymmetry as the weights of weighted TOPR (arXiv 2510.11345), applied to the advantage so that it goes with
-    every loss.
+    every loss. ``invalid_action_penalty`` is taken from the advantage of the tokens of turns without a valid action,
+    and of no others.
     """
     rows = [m for g in groups for m in g.members]
     rewards_B = torch.tensor([reward_of(m) for m in rows], dtype=torch.float32)
@@ -32,13 +40,14 @@ def make_batch(groups: Sequence[Group], advantage: str, *, negative_weight: floa
 
     advantages_B = ADVANTAGES[advantage](rewards_B, group_B)
     advantages_B = torch.where(advantages_B < 0, advantages_B * negative_weight, advantages_B)
+    invalid_BT = padded([m.invalid_mask() for m in rows], 0, torch.float32)
     mask_BT = padded([m.response_mask() for m in rows], 0, torch.float32)
     return TrainBatch(
         tokens_BT=padded([m.token_ids() for m in rows], pad_id, torch.int64),
         mask_BT=mask_BT,
         attention_BT=padded([[1.0] * len(m.token_ids()) for m in rows], 0, torch.float32),
         behaviour_logprobs_BT=padded([m.logprobs() for m in rows], 0.0, torch.float32),
-        advantages_BT=spread(advantages_B, mask_BT),
+        advantages_BT=spread(advantages_B, mask_BT) - invalid_action_penalty * invalid_BT,
         versions_BT=padded([m.versions() for m in rows], -1, torch.int64),
         rewards_B=rewards_B,
         group_B=group_B,

@@ -176,8 +176,12 @@ class Trainer:
             return None
 
     def _learn(self, groups: tuple[Group, ...]) -> tuple[dict[str, float], Weights]:
+        algorithm = self._recipe.algorithm
         batch = make_batch(
-            groups, self._recipe.algorithm.advantage, negative_weight=self._recipe.algorithm.negative_weight
+            groups,
+            algorithm.advantage,
+            negative_weight=algorithm.negative_weight,
+            invalid_action_penalty=algorithm.invalid_action_penalty,
         )
         values = dict(self._p.learner.train_step(batch))
         return values, self._p.learner.weights()

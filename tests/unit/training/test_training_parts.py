@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -177,6 +178,19 @@ def test_negative_advantages_can_weigh_less() -> None:
     full, half = (make_batch(groups, "dr_grpo", negative_weight=w).advantages_BT for w in (1.0, 0.5))
     assert torch.equal(half[0], full[0])
     assert torch.equal(half[1], full[1] / 2)
+
+
+def test_the_penalty_of_an_invalid_action_meets_its_own_tokens_only() -> None:
+    won, lost = trajectory(1.0), trajectory(0.0)
+    turns = (won.turns[0], replace(won.turns[1], valid=False))
+    groups = [Group("g", "t", (replace(won, turns=turns), lost))]
+    plain = make_batch(groups, "dr_grpo").advantages_BT
+    fined = make_batch(groups, "dr_grpo", invalid_action_penalty=0.25).advantages_BT
+    invalid = torch.tensor(groups[0].members[0].invalid_mask()).bool()
+    assert invalid.sum() == len(turns[1].generation.token_ids)
+    assert torch.allclose(fined[0][: len(invalid)][invalid], plain[0][: len(invalid)][invalid] - 0.25)
+    assert torch.equal(fined[0][: len(invalid)][~invalid], plain[0][: len(invalid)][~invalid])
+    assert torch.equal(fined[1], plain[1])
 
 
 def test_slips_are_seen_but_not_imitated_and_observations_weigh_what_is_asked() -> None:
