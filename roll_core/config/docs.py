@@ -23,16 +23,26 @@ prints it with every default written out. Unknown keys are refused. This page is
 `name` (text, required): name of the run, for people.
 """
 
-_TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true/false", dict: "mapping", tuple: "list"}
+_TYPE_NAMES = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    bool: "true/false",
+    dict: "mapping",
+    tuple: "list",
+    types.NoneType: "null",
+}
 
 
 def _type(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:  # only inside a union: pydantic has taken a field's own bounds off
+        return _type(typing.get_args(annotation)[0])
     if origin is typing.Literal:
         return " \\| ".join(f"`{v}`" for v in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
         return " \\| ".join(_type(a) for a in typing.get_args(annotation))
-    return _TYPE_NAMES.get(origin or annotation, str(annotation))
+    return _TYPE_NAMES[origin or annotation]
 
 
 def _default(field: Any) -> str:
@@ -41,6 +51,8 @@ def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined or value in ("", (), {}):
         return "empty"
+    if value is None:
+        return "`null`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
