@@ -54,8 +54,12 @@ _CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bu
 
 
 def recipe() -> str:
-    """Changes whenever a file system made now could differ in kind from one made before: this module, or the Python."""
-    return hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()[:12]
+    """Changes whenever a file system made now could differ in kind from one made before: this module, or Python's X.Y.
+
+    Not with its patch release: two of them on one engine would remake each other's base image in turn.
+    """
+    version = "{}.{}".format(*sys.version_info)
+    return hashlib.sha256(Path(__file__).read_bytes() + version.encode()).hexdigest()[:12]
 
 
 def write_rootfs(path: Path) -> None:
