@@ -6,9 +6,10 @@ Nothing of them is imported until one is run, so that ``rock --help`` needs neit
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -38,25 +39,40 @@ def add_to(app: typer.Typer) -> None:
 
 def _runner(entry: importlib.metadata.EntryPoint) -> Callable[[typer.Context], None]:
     def run(ctx: typer.Context) -> None:
-        target = _load(entry)
-        if not isinstance(target, typer.Typer):
-            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            app.command()(target)
-            target = app
-        target(args=list(ctx.args), prog_name=f"rock {entry.name}")
+        with _naming_the_extra(entry):
+            target = entry.load()
+            if not isinstance(target, typer.Typer):
+                app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+                app.command()(target)
+                target = app
+            target(args=list(ctx.args), prog_name=f"rock {entry.name}")
 
     return run
 
 
-def _load(entry: importlib.metadata.EntryPoint) -> Any:
-    """The command. Raises RuntimeUnavailable naming the extra to install when an import of its own is missing."""
+@contextmanager
+def _naming_the_extra(entry: importlib.metadata.EntryPoint) -> Iterator[None]:
+    """A package that is not here at all, missed when the command is loaded or while it runs, raises RuntimeUnavailable
+    with the extra to install. A missing part of a package that is here, such as our own, is a bug and stays one."""
     from rock.domain.errors import RuntimeUnavailable
 
     try:
-        return entry.load()
+        yield
     except ModuleNotFoundError as error:
+        if not error.name or _is_here(error.name.partition(".")[0]):
+            raise
+        package = entry.dist.name if entry.dist else "rock-roll"
         extra = entry.extras[0] if entry.extras else entry.name
         raise RuntimeUnavailable(
-            f"`rock {entry.name}` needs {error.name or error}, which is not installed here.",
-            hint=f"Install it with: {sys.executable} -m pip install 'rock-roll[{extra}]'",
+            f"`rock {entry.name}` needs {error.name}, which is not installed here.",
+            hint=f"Install it with: {sys.executable} -m pip install '{package}[{extra}]'",
         ) from error
+
+
+def _is_here(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # loaded by other means than a file
+        return True
+    except ModuleNotFoundError:  # an import hook's own refusal
+        return False

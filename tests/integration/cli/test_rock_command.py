@@ -267,6 +267,35 @@ def test_a_contributed_command_without_its_extra_says_which_to_install(rock_home
     assert "Traceback" not in done.stderr
 
 
+def test_a_package_that_a_command_misses_while_it_runs_is_told_with_the_extra(rock_home: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"  # as if it were not installed
+        "sys.argv = ['rock', 'train', 'alfworld-tiny']\n"
+        "from rock.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "`rock train` needs torch" in done.stderr
+    assert "rock-roll[train]" in done.stderr
+    assert "bug" not in done.stderr
+
+
+def test_a_missing_part_of_the_project_itself_is_a_bug(rock_home: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['roll_core.training.run'] = None\n"
+        "sys.argv = ['rock', 'train', 'alfworld-tiny']\n"
+        "from rock.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "roll_core.training.run" in done.stderr
+    assert "This is a bug" in done.stderr
+
+
 def test_a_contributed_function_gets_its_arguments(rock_home: Path) -> None:
     script = (
         "import sys, types\n"
