@@ -25,6 +25,9 @@ class LearnerConfig(BaseModel):
     warmup_updates: int = Field(default=0, ge=0)
     """Optimizer updates over which the learning rate rises linearly."""
 
+    decay_steps: int = Field(default=0, ge=0)
+    """Training steps over which the learning rate falls linearly to 3 %; 0 keeps it constant."""
+
     loss: str = "grpo"
     clip_low: float | None = Field(default=None, ge=0)
     clip_high: float | None = Field(default=None, ge=0)

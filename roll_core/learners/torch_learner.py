@@ -28,6 +28,7 @@ from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch, Weights
 
 _FILE = "learner.pt"
+_FLOOR = 0.03  # of the learning rate, at the end of its decay
 
 
 class TorchLearner:
@@ -147,10 +148,16 @@ class TorchLearner:
             gap_BT = (scored.logprobs_BT.detach() - behaviour_BT).abs() * mask_BT
             totals["behaviour_gap_mean"] += gap_BT.sum().item()
             totals["behaviour_gap_max"] = max(totals["behaviour_gap_max"], gap_BT.max().item())
-        norm, applied = self._apply(c.lr)
+        norm, applied = self._apply(c.lr * self._decay())
         totals["updates"] += 1
         totals["skipped_updates"] += not applied
         totals["grad_norm"] += norm
+
+    def _decay(self) -> float:
+        """Factor on the learning rate at the present version."""
+        if not self.config.decay_steps:
+            return 1.0
+        return max(_FLOOR, 1 - self._version / self.config.decay_steps)
 
     def _apply(self, lr: float) -> tuple[float, bool]:
         """Clip, step and clear the accumulated gradient. Returns its norm and whether it was applied."""
