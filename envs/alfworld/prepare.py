@@ -21,8 +21,8 @@ from envs.alfworld.world import GameSpec, World
 
 _LOG = logging.getLogger(__name__)
 
-SIZES = {"train": 3000, "heldout_seen": 200, "heldout_unseen": 200}
-QUICK_SIZES = {"train": 36, "heldout_seen": 12, "heldout_unseen": 12}
+SIZES = {"train": 1500, "demonstrations": 3000, "heldout_seen": 200, "heldout_unseen": 200}
+QUICK_SIZES = {"train": 36, "demonstrations": 36, "heldout_seen": 12, "heldout_unseen": 12}
 _SEED = "rock-alfworld-1"  # change it, and every score measured so far is on other games
 
 

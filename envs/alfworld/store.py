@@ -12,7 +12,7 @@ from pathlib import Path
 
 from envs.alfworld.world import TASK_TYPES, GameSpec, GameTexts, World, game_texts, load_world
 
-SPLITS = {"train": 6, "heldout_seen": 4, "heldout_unseen": 4}
+SPLITS = {"train": 6, "demonstrations": 6, "heldout_seen": 4, "heldout_unseen": 4}
 """Our splits, and how many digits their task names have."""
 
 OFFICIAL = "official"

@@ -240,6 +240,9 @@ class WarmStart(Section):
 
     demonstrations: Natural = 0
     """Tasks of the training split to demonstrate; 0 leaves the warm start out."""
+    split: str = ""
+    """Split of the tasks to demonstrate; empty: `env.train_split`. What was demonstrated is half remembered, so
+    reinforcement on the same tasks says little about others."""
     method: str = "expert_plan"
     """The environment's call that returns a list of actions solving the present task."""
     arguments: dict[str, Any] = Field(default_factory=dict)

@@ -97,7 +97,8 @@ async def train(
     try:
         if resumed is None:
             warm = _WarmStart(recipe, sessions, slots, guard, reporter, display, worker, demo_cache)
-            tokenizer, model = await warm.run(tasks)
+            demo_split = recipe.warm_start.split or recipe.env.train_split
+            tokenizer, model = await warm.run(await sessions.tasks(demo_split))
             tokenizer.save(directory.tokenizer)
         else:
             tokenizer = Tokenizer.load(directory.tokenizer)
