@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dashboard import server
 from dashboard.server import Served
-from rock.sdk import InvalidRequest
+from rock.sdk import InvalidRequest, PlatformUnavailable
 from rock.sdk.home import resolve_url
 
 DEFAULT_PORT = 8501
@@ -87,7 +87,10 @@ def _serve(out: Console, host: str, port: int, url: str | None) -> int:
 
 def _announce(out: Console, served: Served, url: str | None) -> None:
     out.print(f"Dashboard: [bold]{served.url}[/]")
-    out.print(f"Platform:  {resolve_url(url)}")
+    try:
+        out.print(f"Platform:  {resolve_url(url)}")
+    except PlatformUnavailable as error:
+        out.print(f"Platform:  none yet. {error}", markup=False)
 
 
 def _require_streamlit() -> None:

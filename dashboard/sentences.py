@@ -256,14 +256,15 @@ def fleet_sentence(
 
 
 def staleness_sentence(reading: Reading[object], url: str, now: datetime) -> Sentence | None:
-    """What to say when a reading is not of this moment; None when it is."""
+    """What to say when a reading is not of this moment; None when it is. ``url``: where was asked, if anywhere."""
     if not reading.stale or reading.error is None:
         return None
     if not reading.unreachable:
         return Sentence(Tone.BAD, f"The platform refused: {reading.error}")
     since = f" since {text.clock(reading.since, now)}" if reading.since else ""
     if reading.at is None:
-        return Sentence(Tone.BAD, f"No platform answers at {url}{since}.")
+        found = f"No platform answers at {url}" if url else reading.error.message.rstrip(".")
+        return Sentence(Tone.BAD, f"{found}{since}.")
     return Sentence(
         Tone.BAD, f"Platform unreachable{since}. What you see is the last data, of {text.clock(reading.at, now)}."
     )

@@ -101,9 +101,14 @@ class Source:
 
     @property
     def url(self) -> str:
-        """The address that was asked last, or would be asked first."""
+        """The address that was asked last, or would be asked first; empty if there is none to ask."""
         rock = self._rock
-        return rock.url if rock is not None else resolve_url(self._url)
+        if rock is not None:
+            return rock.url
+        try:
+            return resolve_url(self._url)
+        except PlatformUnavailable:
+            return ""
 
     def _wait(self, ask: Ask[T], previous: T | None) -> T:
         async def bounded() -> T:

@@ -21,24 +21,9 @@ def ask(work: Callable[[Rock], Awaitable[T]]) -> T:
     from rock.sdk import PlatformUnavailable
 
     try:
-        _refuse_strangers()
         return ask_at(None, work)
     except PlatformUnavailable as error:
         raise _with_history(error) from error
-
-
-def _refuse_strangers() -> None:
-    """Who names a state directory means the platform of that one, not whichever answers at the default address."""
-    from rock.sdk import PlatformUnavailable
-    from rock.sdk.home import is_default, read_server, rock_home
-
-    home = rock_home()
-    server = read_server(home)
-    if os.environ.get("ROCK_URL") or is_default(home) or (server is not None and server.alive):
-        return
-    raise PlatformUnavailable(
-        f"No platform runs from {home}.", hint="Start it with `rock up -d`, or name another with --url or ROCK_URL."
-    )
 
 
 def ask_at(url: str | None, work: Callable[[Rock], Awaitable[T]]) -> T:

@@ -59,12 +59,13 @@ class Rock:
     >>> asyncio.run(main())   # doctest: +SKIP
 
     Args:
-        url: address of the platform. Default: ``ROCK_URL``, else the platform that runs from ``$ROCK_HOME``, else
-            http://127.0.0.1:7625.
+        url: address of the platform. Default: ``ROCK_URL``, else the platform that runs from ``$ROCK_HOME``; where
+            that is not set, the one that runs from ``~/.rock``, else http://127.0.0.1:7625.
         key: API key. Default: ``ROCK_KEY``.
         timeout_s: how long the platform may take for one request.
         retry_s: for how long a platform that cannot be reached is tried again.
 
+    Raises PlatformUnavailable if ``$ROCK_HOME`` is set, no platform runs from there, and no address is given.
     Every method raises PlatformUnavailable (nobody answers at the address: start it with ``rock up -d``),
     DeadlineExceeded (platform: no answer within ``timeout_s``), Unauthorized (caller: the key) and StorageError
     (platform: its database or disk), and beside these what its own text says.

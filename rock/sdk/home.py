@@ -1,7 +1,8 @@
 """Where a platform keeps its state, and how a client finds the one that runs.
 
 The address a client uses is, in this order: what the caller passed, ``ROCK_URL``, the address in ``server.json`` of
-``$ROCK_HOME`` if the process that wrote it still lives, the default. A file left behind by a dead server, or by one
+``$ROCK_HOME`` if the process that wrote it still lives, and the default, but this only for who named no state
+directory: whoever did means the platform of that one, never another's. A file left behind by a dead server, or by one
 whose process id now belongs to somebody else, is never believed.
 """
 
@@ -14,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+
+from rock.domain.errors import PlatformUnavailable
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7625
@@ -83,9 +86,20 @@ def read_server(home: Path) -> ServerFile | None:
 
 
 def resolve_url(url: str | None = None, home: Path | None = None) -> str:
-    """The address to talk to, without a trailing slash. See the module's docstring for the order."""
+    """The address to talk to, without a trailing slash. See the module's docstring for the order.
+
+    Raises PlatformUnavailable where a state directory is named and no platform runs from it.
+    """
     chosen = url or os.environ.get("ROCK_URL")
-    if not chosen:
-        server = read_server(home or rock_home())
-        chosen = server.url if server is not None and server.alive else DEFAULT_URL
-    return chosen.rstrip("/")
+    if chosen:
+        return chosen.rstrip("/")
+    directory = rock_home(home)
+    server = read_server(directory)
+    if server is not None and server.alive:
+        return server.url.rstrip("/")
+    if is_default(directory):
+        return DEFAULT_URL
+    raise PlatformUnavailable(
+        f"No platform runs from {directory}.",
+        hint="Start it with `rock up -d`, or name another by its address or ROCK_URL.",
+    )

@@ -108,6 +108,14 @@ def test_memory_is_bounded(source, platform):
     assert source.read(REMEMBERED + 9, platform, fresh_s=0).value == REMEMBERED + 10
 
 
+def test_another_directorys_platform_is_never_shown(rock_home):
+    source = Source()
+    reading = source.read("health", lambda rock, _: rock.health())
+    assert reading.unreachable
+    assert str(rock_home) in reading.error.message
+    assert source.url == ""
+
+
 def test_nobody_at_the_address_is_unreachable_at_once(source):
     began_s = time.monotonic()
     reading = source.read("health", lambda rock, _: rock.health())

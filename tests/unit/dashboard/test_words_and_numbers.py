@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dashboard import text
@@ -47,6 +47,7 @@ def test_durations_read_as_people_say_them(seconds, said):
     assert text.duration(seconds) == said
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=1e9))
 def test_a_duration_always_has_a_unit_and_is_short(seconds):
     said = text.duration(seconds)
@@ -54,11 +55,13 @@ def test_a_duration_always_has_a_unit_and_is_short(seconds):
     assert said.split()[-1] in {"ms", "s", "min", "h", "d"}
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-12, max_value=1))
 def test_a_share_that_is_not_zero_never_reads_as_zero(share):
     assert text.percent(share) not in {"0%", "0.0%"}
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=1, exclude_max=True))
 def test_a_share_that_is_not_everything_never_reads_as_everything(share):
     assert text.percent(share) != "100%"
@@ -233,6 +236,10 @@ def test_staleness_says_since_when_and_how_old_the_data_is():
     never = staleness_sentence(Reading(None, None, gone, since), "http://h:1", NOW)
     assert never is not None
     assert never.text == "No platform answers at http://h:1 since 11:59:10 UTC."
+    nowhere = PlatformUnavailable("No platform runs from /x.", hint="Start it.")
+    never = staleness_sentence(Reading(None, None, nowhere, since), "", NOW)
+    assert never is not None
+    assert never.text == "No platform runs from /x since 11:59:10 UTC."
     refused = staleness_sentence(Reading("x", at, StorageError("disk full"), since), "http://h", NOW)
     assert refused is not None
     assert "disk full" in refused.text
