@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help=f"{_QUICK['games']} games instead of {_FULL['games']}")
     args = parser.parse_args(argv)
     if reason := missing():
-        print(f"The shipped engine cannot run here ({reason}); install envs/alfworld/requirements.txt with --no-deps.")
+        print(f"The shipped engine cannot run here ({reason}); install envs/alfworld/requirements*.txt with --no-deps.")
         return 1
     with tempfile.TemporaryDirectory(prefix="alfworld-speed-") as folder:
         print(json.dumps(measure(Path(folder), **(_QUICK if args.quick else _FULL))))

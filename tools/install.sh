@@ -66,14 +66,15 @@ install_demo() {
 install_test() {
   echo "install: test tools"
   pip install -e '.[train,dashboard,postgres,dev]' || fail "pip cannot install the test tools (see above)."
-  # The shipped ALFWorld engine, which ours is compared with; a part of it is built from source.
-  pip install --no-deps -r envs/alfworld/requirements.txt ||
-    echo "install: the shipped ALFWorld engine could not be built (a C++ compiler and CMake?); tests against it will be skipped."
+  # The shipped ALFWorld engine, which ours is compared with; a part of it is built from source. (`rock env build`, and
+  # with it `make demo`, does without what cannot be built.)
+  pip install --no-deps -r envs/alfworld/requirements.txt -r envs/alfworld/requirements-optional.txt ||
+    fail "pip cannot install the shipped ALFWorld engine, which the tests compare ours with (see above). It is built from source: sudo apt-get install g++ cmake"
 }
 
 step() { # step NAME: run install_NAME unless it was done with the same input
   local wanted
-  wanted=$({ "$venv/bin/python" -V; echo "$torch"; cat pyproject.toml envs/alfworld/requirements.txt tools/install.sh; } | sha256sum)
+  wanted=$({ "$venv/bin/python" -V; echo "$torch"; cat pyproject.toml envs/alfworld/requirements*.txt tools/install.sh; } | sha256sum)
   [ "$(cat "$venv/.$1" 2>/dev/null)" = "$wanted" ] && return
   "install_$1"
   echo "$wanted" >"$venv/.$1"

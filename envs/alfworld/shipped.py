@@ -1,7 +1,7 @@
 """The engine as shipped: TextWorld, Fast Downward and ALFWorld's wrappers, kept as the oracle of the fast engine.
 
 Imported only when asked for (``engine="textworld"``, the tests, the benchmark): it needs the compiled packages of
-``requirements.txt``. Nothing is memoised here, on purpose.
+``requirements-optional.txt``. Nothing is memoised here, on purpose.
 """
 
 from __future__ import annotations

@@ -104,14 +104,29 @@ def _copy_sources(environment: Environment, src: Path) -> None:
 
 
 def _install(catalog: EnvCatalog, environment: Environment, site: Path, say: OnLine) -> None:
-    """pip's work is kept by what was asked of it: an environment whose code changed is not installed again."""
-    requirements = environment.manifest.bundle.requirements
-    if not requirements:
-        site.mkdir(parents=True)
+    """Fill ``site``. What is optional comes second and replaces nothing; if it fails, that is said and all it does."""
+    wanted = environment.manifest.bundle
+    for name in filter(None, (wanted.requirements, wanted.optional_requirements)):
+        if not (environment.directory / name).is_file():
+            raise ImageBuildFailed(
+                f"{environment.name}: there is no {environment.directory / name}", hint="Correct [bundle] in env.toml."
+            )
+    site.mkdir(parents=True)
+    if wanted.requirements:
+        _add(_installed(catalog, environment, wanted.requirements, say), site)
+    if not wanted.optional_requirements:
         return
+    try:
+        _add(_installed(catalog, environment, wanted.optional_requirements, say), site)
+    except ImageBuildFailed as error:
+        lost = wanted.optional_for or f"what needs {wanted.optional_requirements}"
+        say(f"Warning: {error.message}")
+        say(f"Warning: {lost} will not work. Once it can be installed: rock env build {environment.name} --force")
+
+
+def _installed(catalog: EnvCatalog, environment: Environment, requirements: str, say: OnLine) -> Path:
+    """pip's work is kept by what was asked of it: an environment whose code changed is not installed again."""
     path = environment.directory / requirements
-    if not path.is_file():
-        raise ImageBuildFailed(f"{environment.name}: there is no {path}", hint="Correct [bundle] requirements.")
     key = hashlib.sha256(f"{PYTHON}\0".encode() + path.read_bytes()).hexdigest()[:12]
     kept = catalog.root / ".site" / key
     if not kept.is_dir():
@@ -126,7 +141,11 @@ def _install(catalog: EnvCatalog, environment: Environment, site: Path, say: OnL
                 temporary.rename(kept)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(kept, site, copy_function=_link_or_copy)
+    return kept
+
+
+def _add(kept: Path, site: Path) -> None:
+    shutil.copytree(kept, site, copy_function=_link_or_copy, dirs_exist_ok=True)
 
 
 def _prepare(environment: Environment, out: Path, quick: bool, say: OnLine) -> None:
@@ -174,12 +193,16 @@ def _build_image(environment: Environment, bundle: Bundle, force: bool, say: OnL
 def _run(
     argv: Sequence[str], what: str, say: OnLine, *, cwd: Path | None = None, environ: dict[str, str] | None = None
 ) -> None:
-    """Run to the end, telling every line. Raises ImageBuildFailed with the last ones."""
+    """Run to the end, telling every line. Raises ImageBuildFailed with the last ones.
+
+    What it starts finds a plain ``python`` where ours has one beside it; Debian has none of that name elsewhere.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     tail: collections.deque[str] = collections.deque(maxlen=_CAUSE_LINES)
     with subprocess.Popen(
         argv,
         cwd=cwd,
-        env=os.environ | (environ or {}),
+        env=os.environ | {"PATH": path} | (environ or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -220,6 +243,8 @@ def _sweep(folder: Path) -> None:
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
+    except FileExistsError:  # never write into it: it may be a link to what is kept for others
+        pass
     except OSError:
         shutil.copy2(source, target)
 

@@ -22,6 +22,10 @@ class _Section(BaseModel):
 class BundleSection(_Section):
     requirements: str = ""
     """File beside env.toml, installed with ``pip install --no-deps --target``; list everything in it."""
+    optional_requirements: str = ""
+    """The same for what can be done without, such as what needs a compiler: a failure is a warning."""
+    optional_for: str = ""
+    """What does not work without them, for that warning."""
     prepare: str = ""
     """Module run once as ``python -m MODULE --out DIR [--quick]``; writes DIR/data and DIR/tasks.json."""
 

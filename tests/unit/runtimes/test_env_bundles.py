@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,70 @@ def test_a_build_that_fails_leaves_the_old_one_and_nothing_half_done(catalog: En
         build(catalog)
     assert sorted(path.name for path in (catalog.root / "counter").iterdir()) == sorted([first, "current.json"])
     assert catalog.spec("counter").image.endswith(first)
+
+
+def add_requirements(counter: Path, name: str, modules: dict[str, str]) -> None:
+    """A wheel with ``modules`` and a file that requires it by its path: pip asks no registry."""
+    label = name.replace("-", "_")
+    wheel = counter.parent / f"{label}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in modules.items():
+            archive.writestr(path, text)
+        info = f"{label}-1.0.dist-info"
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    (counter / f"{name}.txt").write_text(f"{wheel}\n")
+
+
+def test_what_is_optional_is_added_and_replaces_nothing(catalog: EnvCatalog, counter: Path) -> None:
+    add_requirements(counter, "needed", {"needed.py": "", "both.py": "needed"})
+    add_requirements(counter, "extra", {"extra.py": "", "both.py": "extra"})
+    keys = '[bundle]\nrequirements = "needed.txt"\noptional_requirements = "extra.txt"'
+    (counter / "env.toml").write_text((counter / "env.toml").read_text().replace("[bundle]", keys))
+    for _ in range(2):  # the second is built of what pip left
+        bundle = build_environment(catalog, "counter", image=False, force=True)
+        site = bundle.directory / "site"
+        assert {path.name for path in site.glob("*.py")} == {"needed.py", "extra.py", "both.py"}
+        assert (site / "both.py").read_text() == "needed"
+
+
+def test_what_is_optional_and_fails_is_a_warning_that_says_what_is_lost(catalog: EnvCatalog, counter: Path) -> None:
+    add_requirements(counter, "needed", {"needed.py": ""})
+    (counter / "extra.txt").write_text(f"{counter}/absent-1.0-py3-none-any.whl\n")
+    keys = '[bundle]\nrequirements = "needed.txt"\noptional_requirements = "extra.txt"\noptional_for = "flying"'
+    (counter / "env.toml").write_text((counter / "env.toml").read_text().replace("[bundle]", keys))
+    said: list[str] = []
+    bundle = build_environment(catalog, "counter", image=False, on_line=said.append)
+    assert (bundle.directory / "site" / "needed.py").is_file()
+    warnings = [line for line in said if line.startswith("Warning")]
+    assert "extra.txt" in warnings[0]
+    assert "flying will not work" in warnings[1]
+    assert "rock env build counter --force" in warnings[1]
+    (counter / "extra.txt").unlink()
+    with pytest.raises(ImageBuildFailed, match=r"there is no .*extra\.txt"):
+        build(catalog)
+
+
+def test_what_is_required_and_fails_ends_the_build(catalog: EnvCatalog, counter: Path) -> None:
+    (counter / "needed.txt").write_text(f"{counter}/absent-1.0-py3-none-any.whl\n")
+    keys = '[bundle]\nrequirements = "needed.txt"'
+    (counter / "env.toml").write_text((counter / "env.toml").read_text().replace("[bundle]", keys))
+    with pytest.raises(ImageBuildFailed, match=r"installing needed\.txt of counter failed"):
+        build(catalog)
+
+
+def test_a_build_finds_the_python_that_runs_it(
+    catalog: EnvCatalog, counter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (counter / "prepare.py").read_text()
+    (counter / "prepare.py").write_text(
+        f"import os\nprint('PATH is', os.environ['PATH'])\n{code[code.index('import') :]}"
+    )
+    monkeypatch.setenv("PATH", "/nowhere")
+    said: list[str] = []
+    build_environment(catalog, "counter", image=False, on_line=said.append)
+    assert f"PATH is {Path(sys.executable).parent}:/nowhere" in said
 
 
 def test_what_a_killed_build_left_is_swept(catalog: EnvCatalog) -> None:
