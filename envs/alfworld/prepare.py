@@ -4,6 +4,9 @@ DIR/tasks.json lists the tasks by split; DIR/data holds the games (see ``store``
 and ``heldout_seen`` are different games in ALFWorld's training scenes, ``heldout_unseen`` are games in its test scenes,
 which no training game uses. The seeds are fixed: two runs write the same bytes. Needs the ``alfworld`` wheel and
 nothing compiled.
+
+Official games under ``$ALFWORLD_DATA`` are copied into DIR/data, all of them also with --quick: a sandbox sees nothing
+of the host. Their splits are ``official_train``, ``official_valid_seen`` and ``official_valid_unseen``.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
 from envs.alfworld.generate import generate
-from envs.alfworld.store import SPLITS, official_name, task_name, write_official
+from envs.alfworld.store import OFFICIAL, SPLITS, copy_official, official_name, task_name, write_official
 from envs.alfworld.wheel import read_world
 from envs.alfworld.world import GameSpec, World
 
@@ -26,13 +30,15 @@ QUICK_SIZES = {"train": 36, "demonstrations": 36, "heldout_seen": 12, "heldout_u
 _SEED = "rock-alfworld-1"  # change it, and every score measured so far is on other games
 
 
-def prepare(out: Path, sizes: dict[str, int], *, official_layout: bool = False) -> dict[str, list[str]]:
-    """Write the bundle's data under ``out``; returns the tasks by split."""
+def prepare(
+    out: Path, sizes: dict[str, int], *, official: Path | None = None, official_layout: bool = False
+) -> dict[str, list[str]]:
+    """Write the bundle's data under ``out``; returns the tasks by split. ``official``: where official games may be."""
     world = read_world()
     data = out / "data"
     (data / "games").mkdir(parents=True, exist_ok=True)
     (data / "world.json").write_text(world.to_json())
-    tasks = {}
+    tasks: dict[str, list[str]] = {}
     written: set[str] = set()
     for split in SPLITS:
         scenes = world.test_scenes if split == "heldout_unseen" else world.train_scenes
@@ -42,6 +48,12 @@ def prepare(out: Path, sizes: dict[str, int], *, official_layout: bool = False) 
         _LOG.info("%s: %d games", split, len(specs))
         if official_layout:
             _write_official_split(out / "official" / "json_2.1.1" / split, specs, world)
+    if official is not None:
+        copied = copy_official(official, data / OFFICIAL)
+        tasks |= copied
+        _LOG.info(
+            "official games in %s: %s", official, {split: len(names) for split, names in copied.items()} or "none"
+        )
     (out / "tasks.json").write_text(json.dumps(tasks, indent=1) + "\n")
     return tasks
 
@@ -58,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--official-layout", action="store_true", help="also write game.tw-pddl files under official/")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    prepare(args.out, QUICK_SIZES if args.quick else SIZES, official_layout=args.official_layout)
+    official = os.environ.get("ALFWORLD_DATA")
+    sizes = QUICK_SIZES if args.quick else SIZES
+    prepare(args.out, sizes, official=Path(official) if official else None, official_layout=args.official_layout)
     return 0
 
 

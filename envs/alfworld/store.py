@@ -1,12 +1,14 @@
 """Where games come from: the folder ``prepare`` wrote, and official games where ``ALFWORLD_DATA`` points at them.
 
 The folder holds ``world.json`` (what all games share) and one line per game in ``games/<split>.jsonl``; the number in a
-task's name is the line. Official games are named after their path: ``official/valid_seen/<task>/<trial>``.
+task's name is the line. Official games, of which ``official/`` holds those that ``prepare`` found, are named after
+their path: ``official/valid_seen/<task>/<trial>``. Their splits are called ``official_valid_seen`` and so on.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +18,8 @@ SPLITS = {"train": 6, "demonstrations": 6, "heldout_seen": 4, "heldout_unseen": 
 """Our splits, and how many digits their task names have."""
 
 OFFICIAL = "official"
+OFFICIAL_SPLITS = ("official_train", "official_valid_seen", "official_valid_unseen")
+"""What a bundle takes over."""
 GAME_FILE = "game.tw-pddl"
 TRAJECTORY_FILE = "traj_data.json"
 
@@ -25,11 +29,14 @@ def task_name(split: str, number: int) -> str:
 
 
 class Store:
-    """Read access to games by task name. Raises KeyError, naming the task, for one that is not there."""
+    """Read access to games by task name. Raises KeyError, naming the task, for one that is not there.
+
+    ``official``: a folder of official games beside those that ``data`` holds.
+    """
 
     def __init__(self, data: Path | None, official: Path | None) -> None:
         self._data = data
-        self._official = official
+        self._official = [folder for folder in (official, data and data / OFFICIAL) if folder and folder.is_dir()]
         self._lines: dict[str, list[bytes]] = {}
 
     @cached_property
@@ -59,8 +66,8 @@ class Store:
     def tasks(self) -> dict[str, list[str]]:
         """All task names by split."""
         found = {s: [task_name(s, i) for i in range(len(self._split(s)))] for s in SPLITS} if self._data else {}
-        if self._official is not None:
-            found |= official_tasks(self._official)
+        for folder in reversed(self._official):
+            found |= official_tasks(folder)
         return found
 
     def _split(self, split: str) -> list[bytes]:
@@ -72,12 +79,18 @@ class Store:
         return self._lines[split]
 
     def _official_texts(self, name: str) -> GameTexts:
-        if self._official is None:
-            raise KeyError(f"No official games for 'official/{name}': set ALFWORLD_DATA to the folder that holds them.")
-        folder = official_root(self._official) / name
-        if ".." in Path(name).parts or not (folder / GAME_FILE).is_file():
-            raise KeyError(f"Unknown task 'official/{name}': there is no {folder / GAME_FILE}.")
-        return read_official(folder)
+        if not self._official:
+            raise KeyError(f"No official games for 'official/{name}': set ALFWORLD_DATA and prepare the games again.")
+        for root in self._official:
+            folder = official_root(root) / name
+            if ".." not in Path(name).parts and (folder / GAME_FILE).is_file():
+                return read_official(folder)
+        raise KeyError(f"Unknown task 'official/{name}': there is no {folder / GAME_FILE}.")
+
+
+def official_split(name: str) -> str:
+    """What we call the official split ``name``."""
+    return f"{OFFICIAL}_{name}"
 
 
 def official_root(data: Path) -> Path:
@@ -87,7 +100,7 @@ def official_root(data: Path) -> Path:
 
 
 def official_tasks(data: Path) -> dict[str, list[str]]:
-    """Playable official games by ``official/<split>``, as ``AlfredTWEnv`` selects them: no movable receptacles, nothing
+    """Playable official games by ``official_<split>``, as ``AlfredTWEnv`` selects them: no movable receptacles, nothing
     sliced, one of the six task types, known to be solvable."""
     root = official_root(data)
     found: dict[str, list[str]] = {}
@@ -99,7 +112,7 @@ def official_tasks(data: Path) -> dict[str, list[str]]:
         if json.loads(trajectory.read_text())["task_type"] not in TASK_TYPES:
             continue
         if json.loads(path.read_text()).get("solvable"):
-            found.setdefault(f"{OFFICIAL}/{name.split('/')[0]}", []).append(f"{OFFICIAL}/{name}")
+            found.setdefault(official_split(name.split("/")[0]), []).append(f"{OFFICIAL}/{name}")
     return found
 
 
@@ -117,6 +130,24 @@ def read_official(folder: Path) -> GameTexts:
         params=trajectory["pddl_params"],
         plan=tuple(game.get("walkthrough") or ()),
     )
+
+
+def copy_official(source: Path, target: Path) -> dict[str, list[str]]:
+    """Copy the playable games of the official splits from ``ALFWORLD_DATA`` to a folder of the same layout, without the
+    recordings in their trajectories, which are most of the bytes. Returns the tasks by split."""
+    tasks = {split: names for split, names in official_tasks(source).items() if split in OFFICIAL_SPLITS}
+    for names in tasks.values():
+        for name in names:
+            inside = name.partition("/")[2]
+            place = target / inside
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(official_root(source) / inside / GAME_FILE, place / GAME_FILE)
+            trajectory = json.loads((official_root(source) / inside / TRAJECTORY_FILE).read_text())
+            kept = {
+                key: trajectory[key] for key in ("task_id", "task_type", "pddl_params", "scene") if key in trajectory
+            }
+            (place / TRAJECTORY_FILE).write_text(json.dumps(kept))
+    return tasks
 
 
 def write_official(folder: Path, spec: GameSpec, world: World) -> None:
