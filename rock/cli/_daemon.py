@@ -10,8 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -48,16 +51,33 @@ def start(settings: Settings, *, timeout_s: float = START_TIMEOUT_S) -> ServerFi
             log.replace(log.with_suffix(".log.1"))
         with log.open("ab") as output:
             begin = output.tell()
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environ
-            )
+            with _interrupts_wait() as interrupts:
+                process = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environ
+                )
     except OSError as error:
         raise storage_error(error) from error
     try:
+        if interrupts:
+            raise KeyboardInterrupt
         return _wait(process, home, log, begin, timeout_s)
     except BaseException:
         _end(process)
         raise
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of raising: within Popen it would lose a process that has started already."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield []
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait(process: subprocess.Popen[bytes], home: Path, log: Path, begin: int, timeout_s: float) -> ServerFile:

@@ -145,9 +145,9 @@ class Learner(Section):
     """Learning rate of reinforcement learning."""
     warmup_updates: Natural = 0
     """Updates over which the learning rate rises from 0."""
-    decay_steps: Natural = 0
-    """Learner steps over which the rate falls linearly to 3 %; 0 keeps it constant. At a constant rate the noise of the
-    last batches stays in the weights."""
+    lr_end: Share = 1.0
+    """Factor on the rate at the end of the run, approached linearly with `training.steps` or `training.time_budget_s`,
+    whichever is further on. At a constant rate the noise of the last batches stays in the weights."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay, on matrices only."""
     beta1: Share = 0.9

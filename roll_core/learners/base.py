@@ -14,8 +14,11 @@ class Learner(Protocol):
         """Number of training steps taken; 0 before the first."""
         ...
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """One optimizer step on the whole batch (micro-batched inside); returns metrics named ``learner/…``."""
+    def train_step(self, batch: TrainBatch, *, progress: float = 0.0) -> dict[str, float]:
+        """All updates on one batch (micro-batched inside); returns metrics named ``learner/…``.
+
+        ``progress``: the share of the run that is over, 0 to 1, for schedules.
+        """
         ...
 
     def weights(self) -> Weights:

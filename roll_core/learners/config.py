@@ -25,8 +25,8 @@ class LearnerConfig(BaseModel):
     warmup_updates: int = Field(default=0, ge=0)
     """Optimizer updates over which the learning rate rises linearly."""
 
-    decay_steps: int = Field(default=0, ge=0)
-    """Training steps over which the learning rate falls linearly to 3 %; 0 keeps it constant."""
+    lr_end: float = Field(default=1.0, ge=0, le=1)
+    """Factor on the learning rate at the end of the run, approached linearly with its progress."""
 
     loss: str = "grpo"
     clip_low: float | None = Field(default=None, ge=0)

@@ -28,7 +28,6 @@ from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch, Weights
 
 _FILE = "learner.pt"
-_FLOOR = 0.03  # of the learning rate, at the end of its decay
 
 
 class TorchLearner:
@@ -53,6 +52,7 @@ class TorchLearner:
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._version = 0
         self._updates = 0
+        self._decay = 1.0  # of the learning rate, by the progress of the run
         self.reset_optimizer()
 
     @property
@@ -66,10 +66,11 @@ class TorchLearner:
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+    def train_step(self, batch: TrainBatch, *, progress: float = 0.0) -> dict[str, float]:
         """All updates on one batch; the version rises by one. Metrics ``learner/…`` are means over response tokens of
         all updates; ``behaviour_gap`` is |log π_θ − log π_behave|, which on-policy measures engine against learner."""
         begin = time.perf_counter()
+        self._decay = 1 + (self.config.lr_end - 1) * min(1.0, progress)
         batch = _to(batch, self._device)
         lengths = row_lengths(batch.mask_BT)
         prox_BT, reference_BT = self._prox(batch, lengths), None
@@ -148,16 +149,10 @@ class TorchLearner:
             gap_BT = (scored.logprobs_BT.detach() - behaviour_BT).abs() * mask_BT
             totals["behaviour_gap_mean"] += gap_BT.sum().item()
             totals["behaviour_gap_max"] = max(totals["behaviour_gap_max"], gap_BT.max().item())
-        norm, applied = self._apply(c.lr * self._decay())
+        norm, applied = self._apply(c.lr * self._decay)
         totals["updates"] += 1
         totals["skipped_updates"] += not applied
         totals["grad_norm"] += norm
-
-    def _decay(self) -> float:
-        """Factor on the learning rate at the present version."""
-        if not self.config.decay_steps:
-            return 1.0
-        return max(_FLOOR, 1 - self._version / self.config.decay_steps)
 
     def _apply(self, lr: float) -> tuple[float, bool]:
         """Clip, step and clear the accumulated gradient. Returns its norm and whether it was applied."""

@@ -105,7 +105,7 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
         weight_decay=learner.weight_decay,
         max_grad_norm=learner.max_grad_norm,
         warmup_updates=learner.warmup_updates,
-        decay_steps=learner.decay_steps,
+        lr_end=learner.lr_end,
         updates_per_batch=learner.updates_per_batch,
         epochs=learner.epochs,
         micro_batch_tokens=learner.micro_batch_tokens,

@@ -183,7 +183,7 @@ class Trainer:
             negative_weight=algorithm.negative_weight,
             invalid_action_penalty=algorithm.invalid_action_penalty,
         )
-        values = dict(self._p.learner.train_step(batch))
+        values = dict(self._p.learner.train_step(batch, progress=self._progress()))
         return values, self._p.learner.weights()
 
     async def _publish(self, weights: Weights) -> None:
@@ -191,6 +191,12 @@ class Trainer:
         deadline_s = self._recipe.training.step_deadline_s
         await within("publishing weights to the engine", self._p.engine.load_weights(weights), deadline_s, self._state)
         self._scheduler.published(weights.version)
+
+    def _progress(self) -> float:
+        """The share of the run that is over, by steps or by time, whichever is further on."""
+        training = self._recipe.training
+        by_time = self._elapsed_s() / training.time_budget_s if training.time_budget_s else 0.0
+        return min(1.0, max(self.step / training.steps, by_time))
 
     def _elapsed_s(self) -> float:
         """Seconds of reinforcement learning, those before a resume included."""

@@ -41,9 +41,9 @@ def batches(monkeypatch):
     seen: list[torch.Tensor] = []
     original = TorchLearner.train_step
 
-    def recording(self, batch):
+    def recording(self, batch, **how):
         seen.append(batch.tokens_BT.clone())
-        return original(self, batch)
+        return original(self, batch, **how)
 
     monkeypatch.setattr(TorchLearner, "train_step", recording)
     return seen
@@ -109,12 +109,12 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(run, recipe, 
     steps = 0
     original = TorchLearner.train_step
 
-    def dying(self, batch):
+    def dying(self, batch, **how):
         nonlocal steps
         steps += 1
         if steps == 6:
             raise KeyboardInterrupt
-        return original(self, batch)
+        return original(self, batch, **how)
 
     monkeypatch.setattr(TorchLearner, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -202,10 +202,10 @@ def test_warm_up_raises_the_rate_linearly() -> None:
     assert rates == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 4e-3, 4e-3])
 
 
-def test_the_rate_decays_linearly_to_a_floor() -> None:
-    learner = TorchLearner(CausalLM(TINY), LearnerConfig(lr=1e-2, decay_steps=4))
-    rates = [learner.train_step(make_batch())["learner/lr"] for _ in range(6)]
-    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3, 3e-4, 3e-4])
+def test_the_rate_falls_linearly_with_the_progress_of_the_run() -> None:
+    learner = TorchLearner(CausalLM(TINY), LearnerConfig(lr=1e-2, lr_end=0.1))
+    rates = [learner.train_step(make_batch(), progress=p)["learner/lr"] for p in (0.0, 0.5, 1.0, 1.5)]
+    assert rates == pytest.approx([1e-2, 5.5e-3, 1e-3, 1e-3])
 
 
 def test_imitation_learns_the_masked_tokens_and_no_others() -> None:
