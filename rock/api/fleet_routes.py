@@ -41,7 +41,7 @@ def _platform(router: APIRouter, control: Control) -> None:
 
     @router.get("/nodes", tags=["platform"], summary="The machines, their load and their warm pools")
     async def nodes() -> list[NodeView]:
-        return await control.nodes()
+        return await control.node_views()
 
     @router.get("/events", tags=["platform"], summary="What happened")
     async def events(

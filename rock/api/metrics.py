@@ -25,7 +25,10 @@ class _Snapshot:
 
 async def metrics_response(control: Control) -> Response:
     registry = CollectorRegistry(auto_describe=False)
-    metrics = [*_node_metrics(await control.nodes()), *_lease_metrics(control.leases.counters, len(control.leases))]
+    metrics = [
+        *_node_metrics(await control.node_views()),
+        *_lease_metrics(control.leases.counters, len(control.leases)),
+    ]
     registry.register(_Snapshot(metrics))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from rock.control.catalog import Catalog
 from rock.control.history import History
 from rock.control.leases import LeaseService
+from rock.control.nodes import NodeBook
 from rock.control.runs import RunService
 from rock.domain.clock import Clock, MonotonicClock
 from rock.domain.errors import NotFound, RockError
@@ -67,19 +68,18 @@ class Control:
     ) -> None:
         self._config = config
         self._database = database
-        self._nodes = {node.name: node for node in nodes}
+        self.nodes = NodeBook(nodes, rng or random.Random())
         self._catalog = catalog
         self._fleet_store = FleetStore(database)
         self.history = History(self._fleet_store)
         self.runs = RunService(RunStore(database), self.history)
         self.leases = LeaseService(
-            self._nodes,
+            self.nodes,
             self._fleet_store,
             self.history,
             catalog,
             pools=config.pools,
             clock=clock or MonotonicClock(),
-            rng=rng or random.Random(),
         )
         self._began = time.monotonic()
         self._loops: list[asyncio.Task[None]] = []
@@ -91,13 +91,13 @@ class Control:
 
     async def open(self) -> None:
         """Listen to the nodes, recover what was leased, start the loops, fill the pools asked for."""
-        for node in self._nodes.values():
+        for node in self.nodes:
             node.on_change(self._sandbox_changed)
             node.on_event(self.history.add_event)
         await self.leases.recover()
-        known = [view.id for node in self._nodes.values() for view in await node.sandboxes()]
+        known = [view.id for node in self.nodes for view in await node.sandboxes()]
         await self._fleet_store.close_unfinished_sandboxes(known, datetime.now(UTC))
-        for node in self._nodes.values():
+        for node in self.nodes:
             self.history.add_event(EventView(at=datetime.now(UTC), kind="node.up", subject=node.name, node=node.name))
         await self.leases.warm()
         every = self._config
@@ -131,7 +131,7 @@ class Control:
 
     def refuse_claims(self) -> None:
         """Let nobody wait for a sandbox that will never come."""
-        for node in self._nodes.values():
+        for node in self.nodes:
             node.refuse_claims()
 
     async def close(self) -> None:
@@ -151,7 +151,7 @@ class Control:
     # --- looking
 
     async def health(self) -> Health:
-        nodes = await self.nodes()
+        nodes = await self.node_views()
         trouble = [f"node {node.name}: {node.detail}" for node in nodes if not node.healthy]
         if self.history.trouble:
             trouble.append(self.history.trouble)
@@ -166,8 +166,8 @@ class Control:
             detail="; ".join(trouble),
         )
 
-    async def nodes(self) -> list[NodeView]:
-        return list(await asyncio.gather(*(node.view() for node in self._nodes.values())))
+    async def node_views(self) -> list[NodeView]:
+        return list(await asyncio.gather(*(node.view() for node in self.nodes)))
 
     async def events(
         self, *, limit: int = 100, kind: str = "", run_id: str = "", after: int | None = None
@@ -178,7 +178,7 @@ class Control:
 
     async def sandboxes(self, *, state: SandboxState | None = None, run_id: str = "") -> list[SandboxView]:
         """The living ones, the youngest first; for ``failed`` and ``gone`` also those of the past (at most 500)."""
-        found = {view.id: view for node in self._nodes.values() for view in await node.sandboxes()}
+        found = {view.id: view for node in self.nodes for view in await node.sandboxes()}
         chosen = [view for view in found.values() if state is None or view.state is state]
         if state is not None and state in _PAST:
             ids = {view.id for view in chosen}
@@ -188,7 +188,7 @@ class Control:
 
     async def sandbox(self, sandbox_id: str) -> SandboxView:
         """Living or past."""
-        for node in self._nodes.values():
+        for node in self.nodes:
             try:
                 return await node.sandbox(sandbox_id)
             except NotFound:
@@ -198,10 +198,9 @@ class Control:
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """End it and any lease on it. Idempotent for those that once were; NotFound for those that never were."""
         view = await self.sandbox(sandbox_id)
-        if not await self.leases.release_sandbox(sandbox_id, reason="removed by request"):
-            node = self._nodes.get(view.node)
-            if node is not None:
-                await node.release(sandbox_id, reason="removed by request")
+        ended = await self.leases.release_sandbox(sandbox_id, reason="removed by request")
+        if not ended and view.node in self.nodes:
+            await self.nodes.get(view.node).release(sandbox_id, reason="removed by request")
 
     async def exec(self, sandbox_id: str, request: ExecRequest) -> ExecResult:
         return await (await self._node_of(sandbox_id)).exec(sandbox_id, request)
@@ -215,7 +214,7 @@ class Control:
             return LogView(lines=view.evidence.last_output[-lines:] if view.evidence else ())
 
     async def _node_of(self, sandbox_id: str) -> NodeHandle:
-        for node in self._nodes.values():
+        for node in self.nodes:
             try:
                 await node.sandbox(sandbox_id)
             except NotFound:

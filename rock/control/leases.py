@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,14 +16,14 @@ from datetime import UTC, datetime
 
 from rock.control.catalog import Catalog
 from rock.control.history import History
+from rock.control.nodes import NodeBook
 from rock.domain.clock import Clock
-from rock.domain.errors import InvalidRequest, LeaseExpired, PlatformUnavailable, SandboxLost, StorageError
+from rock.domain.errors import InvalidRequest, LeaseExpired, SandboxLost, StorageError
 from rock.domain.leases import Held, LeaseBook
-from rock.domain.placement import NodeLoad, choose
-from rock.domain.sandbox import LIVING, SandboxState
+from rock.domain.sandbox import SandboxState
 from rock.store.fleet import FleetStore, StoredLease
-from rock.wire.handle import HeldLease, NodeHandle, token_sha256
-from rock.wire.models import EventView, LeaseRequest, LeaseView, NodeView, SandboxSpec, SandboxView
+from rock.wire.handle import HeldLease, token_sha256
+from rock.wire.models import EventView, LeaseRequest, LeaseView, SandboxSpec, SandboxView
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +44,13 @@ class Counters:
 class LeaseService:
     def __init__(
         self,
-        nodes: Mapping[str, NodeHandle],
+        nodes: NodeBook,
         store: FleetStore,
         history: History,
         catalog: Catalog,
         *,
         pools: Mapping[str, int],
         clock: Clock,
-        rng: random.Random,
     ) -> None:
         self._nodes = nodes
         self._store = store
@@ -60,7 +58,6 @@ class LeaseService:
         self._catalog = catalog
         self._pool_sizes = dict(pools)
         self._clock = clock
-        self._rng = rng
         self._book = LeaseBook()
         self._stored: dict[str, StoredLease] = {}
         self._to_end: dict[str, str] = {}
@@ -75,13 +72,18 @@ class LeaseService:
 
     async def create(self, request: LeaseRequest) -> LeaseView:
         spec, env = await self._spec_of(request)
-        node = await self._choose(spec)
+        node = await self._nodes.choose(spec)
         if not spec.image:
             spec = spec.model_copy(update={"image": node.default_image})
         lease_id, token = f"ls-{secrets.token_hex(6)}", secrets.token_urlsafe(24)
         try:
             sandbox = await node.claim(
-                spec, lease_id=lease_id, token=token, epoch=_FIRST_EPOCH, run_id=request.run_id, wait_s=request.wait_s
+                spec,
+                lease_id=lease_id,
+                token_sha256=token_sha256(token),
+                epoch=_FIRST_EPOCH,
+                run_id=request.run_id,
+                wait_s=request.wait_s,
             )
         except Exception:
             self.counters.refused += 1
@@ -144,7 +146,7 @@ class LeaseService:
         if size is None:
             size = await asyncio.to_thread(self._catalog.pool_size, env)
         self._pool_specs[env] = spec
-        for node in self._nodes.values():
+        for node in self._nodes:
             if before is not None:
                 await node.set_pool(before, 0)
             await node.set_pool(spec, size)
@@ -154,16 +156,6 @@ class LeaseService:
         specs = {env: await asyncio.to_thread(self._catalog.spec, env) for env in self._pool_sizes}
         for env, spec in specs.items():
             await self._keep_warm(env, spec)
-
-    async def _choose(self, spec: SandboxSpec) -> NodeHandle:
-        if len(self._nodes) == 1:
-            return next(iter(self._nodes.values()))
-        views = await asyncio.gather(*(node.view() for node in self._nodes.values()))
-        chosen = choose([_load(view, spec.digest) for view in views], self._rng)
-        if chosen is None:
-            details = "; ".join(f"{view.name}: {view.detail}" for view in views) or "none has joined"
-            raise PlatformUnavailable(f"no node is healthy ({details})", hint="`rock doctor` says what is missing.")
-        return self._nodes[chosen.name]
 
     # --- holding
 
@@ -181,7 +173,7 @@ class LeaseService:
             sandbox_id=lease.sandbox_id,
             epoch=lease.epoch,
             token=token,
-            endpoint=self._nodes[lease.node].endpoint(lease.sandbox_id),
+            endpoint=self._nodes.get(lease.node).endpoint(lease.sandbox_id),
             ttl_s=lease.ttl_s,
             created_at=lease.created_at,
             run_id=lease.run_id,
@@ -196,7 +188,7 @@ class LeaseService:
         held = self._end(lease_id, reason=reason)
         if held is not None:
             self.counters.released += 1
-            await self._nodes[held.node].release(held.sandbox_id, reason=reason)
+            await self._nodes.get(held.node).release(held.sandbox_id, reason=reason)
             return
         with suppress(LeaseExpired, SandboxLost):  # it has ended before: that is what the caller wants
             self._book.get(lease_id)
@@ -240,12 +232,12 @@ class LeaseService:
                 continue
             self.counters.expired += 1
             self._event("lease.expired", held.lease_id, reason, held.node, lease.run_id if lease else "")
-            await self._nodes[held.node].release(held.sandbox_id, reason=reason)
+            await self._nodes.get(held.node).release(held.sandbox_id, reason=reason)
 
     async def reconcile(self) -> None:
         """Behind the nodes' hints: no lease without a living sandbox, no leased sandbox without a lease."""
         asked_at = {held.lease_id for held in self._book.held()}
-        for node in self._nodes.values():
+        for node in self._nodes:
             alive = {view.id: view for view in await node.sandboxes()}
             for held in self._book.held():
                 if held.node == node.name and held.lease_id in asked_at:
@@ -274,7 +266,7 @@ class LeaseService:
         Adopted leases get their whole time-to-live anew: their holders could not reach us to prolong them.
         """
         stored = await self._store.living_leases()
-        for node in self._nodes.values():
+        for node in self._nodes:
             ours = [lease for lease in stored if lease.node == node.name]
             held = [
                 HeldLease(
@@ -304,18 +296,6 @@ class LeaseService:
             lease.id, lease.sandbox_id, node=lease.node, epoch=lease.epoch, ttl_s=lease.ttl_s, now=self._clock.now()
         )
         self._stored[lease.id] = lease
-
-
-def _load(view: NodeView, digest: str) -> NodeLoad:
-    memory = view.memory_used_bytes / view.memory_total_bytes if view.memory_total_bytes else 0.0
-    return NodeLoad(
-        name=view.name,
-        healthy=view.healthy,
-        living=sum(count for state, count in view.sandboxes.items() if state in LIVING),
-        capacity=view.capacity,
-        ready=sum(pool.ready for pool in view.pools if pool.digest == digest),
-        pressure=max(view.cpu_percent / 100, memory),
-    )
 
 
 def _why(view: SandboxView) -> str:

@@ -73,6 +73,24 @@ class Unauthorized(RockError):
     code, fault, http_status = "unauthorized", Fault.CALLER, 401
 
 
+class Forbidden(RockError):
+    """The key is good, but its scope does not allow this."""
+
+    code, fault, http_status = "forbidden", Fault.CALLER, 403
+
+
+class QuotaExceeded(RockError):
+    """The key holds as many leases, or has as many requests under way, as it may."""
+
+    code, fault, http_status = "quota-exceeded", Fault.CALLER, 429
+
+
+class Quarantined(RockError):
+    """The image or the task failed again and again; it is refused until somebody clears it."""
+
+    code, fault, http_status = "quarantined", Fault.ENVIRONMENT, 409
+
+
 class ImageNotFound(RockError):
     """The image is neither local nor to be pulled, or the environment has not been built."""
 
@@ -103,6 +121,12 @@ class SandboxLost(RockError):
     code, fault, http_status = "sandbox-lost", Fault.PLATFORM, 503
 
 
+class Diverged(SandboxLost):
+    """A replacement was found, but replaying the episode led to another state: the episode is void."""
+
+    code, fault, http_status = "diverged", Fault.ENVIRONMENT, 409
+
+
 class LeaseExpired(RockError):
     """The lease ended: its time-to-live passed without a heartbeat, or it was released."""
 
@@ -113,6 +137,12 @@ class StaleEpoch(RockError):
     """The caller speaks for an older epoch of the lease; another sandbox has taken its place."""
 
     code, fault, http_status = "stale-epoch", Fault.CALLER, 409
+
+
+class Recovering(RockError):
+    """The lease's sandbox is lost and its replacement is being made: ask `recover` and wait."""
+
+    code, fault, http_status = "recovering", Fault.PLATFORM, 503
 
 
 class DeadlineExceeded(RockError):

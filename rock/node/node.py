@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,8 +40,17 @@ from rock.node.record import Grant, Pool, Record, Waiter
 from rock.node.supervisor import Supervisor
 from rock.runtimes.base import Observed, Runtime
 from rock.wire.guest_client import GuestClient
-from rock.wire.handle import HeldLease, token_sha256
-from rock.wire.models import Endpoint, EventView, ExecRequest, ExecResult, NodeView, SandboxSpec, SandboxView
+from rock.wire.handle import HeldLease
+from rock.wire.models import (
+    Endpoint,
+    EventView,
+    ExecRequest,
+    ExecResult,
+    NodeView,
+    QuarantineView,
+    SandboxSpec,
+    SandboxView,
+)
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +139,11 @@ class Node:
     # --- claims
 
     async def claim(
-        self, spec: SandboxSpec, *, lease_id: str, token: str, epoch: int, run_id: str, wait_s: float
+        self, spec: SandboxSpec, *, lease_id: str, token_sha256: str, epoch: int, run_id: str, wait_s: float
     ) -> SandboxView:
         if self._closed:
             raise PlatformUnavailable(f"node {self.name} is shutting down")
-        grant = Grant(lease_id, token_sha256(token), epoch, run_id)
+        grant = Grant(lease_id, token_sha256, epoch, run_id)
         pool = self._fleet.pool(spec)
         pool.note_claim(self._fleet.clock.now())
         if isinstance(pool.last_error, ImageNotFound | InvalidRequest):
@@ -222,6 +231,22 @@ class Node:
         pool = self._fleet.pool(spec)
         pool.target, pool.used_at = target, self._fleet.clock.now()
         self._supervisor.wake()
+
+    async def fence(self, leases: Mapping[str, int]) -> Sequence[str]:
+        ended = []
+        for record in list(self._fleet.records.values()):
+            if record.state not in _USABLE or record.grant is None:
+                continue
+            if leases.get(record.grant.lease_id, record.grant.epoch + 1) > record.grant.epoch:
+                await self.release(record.id, reason="its lease ended or moved to another sandbox")
+                ended.append(record.id)
+        return ended
+
+    async def quarantine(self) -> Sequence[QuarantineView]:
+        return []
+
+    async def clear_quarantine(self, subject: str) -> bool:
+        return False
 
     # --- looking and one-off work
 

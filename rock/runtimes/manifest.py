@@ -50,6 +50,10 @@ class PoolSection(_Section):
 class DeadlinesSection(_Section):
     reset_s: Annotated[float, Field(gt=0)] = 60.0
     step_s: Annotated[float, Field(gt=0)] = 30.0
+    episode_s: Annotated[float, Field(ge=0)] = 0.0
+    """A whole episode, its scoring and its clean-up; 0: no limit known. A lease that is asked for less is refused."""
+    scoring_s: Annotated[float, Field(ge=0)] = 0.0
+    cleanup_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class SandboxSection(_Section):

@@ -12,7 +12,7 @@ from rock.domain.sandbox import LIVING, SandboxState
 from rock.store.database import Database, whole
 from rock.store.tables import EventRow, LeaseRow, SandboxRow
 from rock.store.upsert import upsert
-from rock.wire.models import EventView, SandboxSpec, SandboxView
+from rock.wire.models import EventView, Recovery, SandboxSpec, SandboxView
 
 # History is for people; a run of millions of sandboxes must not fill the disk with it.
 KEEP_EVENTS = 100_000
@@ -35,6 +35,10 @@ class StoredLease:
     spec: SandboxSpec
     labels: dict[str, str]
     created_at: datetime
+    recovery: Recovery = "none"
+    recoveries: int = 0
+    key_id: str = ""
+    needs_s: float = 0.0
 
 
 class FleetStore:
@@ -99,9 +103,29 @@ class FleetStore:
             "created_at": lease.created_at,
             "ended_at": None,
             "end_reason": "",
+            "recovery": lease.recovery,
+            "recoveries": lease.recoveries,
+            "key_id": lease.key_id,
+            "needs_s": lease.needs_s,
         }
         async with self._db.write() as connection:
             await connection.execute(insert(LeaseRow).values(values))
+
+    @whole
+    async def rebind_lease(self, lease: StoredLease) -> None:
+        """The lease has another sandbox now, under a higher epoch. A row that is past that epoch is left alone."""
+        async with self._db.write() as connection:
+            await connection.execute(
+                update(LeaseRow)
+                .where(LeaseRow.id == lease.id, LeaseRow.epoch < lease.epoch, LeaseRow.ended_at.is_(None))
+                .values(
+                    sandbox_id=lease.sandbox_id,
+                    node=lease.node,
+                    epoch=lease.epoch,
+                    recoveries=lease.recoveries,
+                    spec=lease.spec.model_dump(mode="json"),
+                )
+            )
 
     @whole
     async def end_leases(self, reasons: dict[str, str], at: datetime) -> None:
@@ -130,6 +154,10 @@ class FleetStore:
                 SandboxSpec.model_validate(row.spec),
                 row.labels,
                 row.created_at,
+                row.recovery,
+                row.recoveries,
+                row.key_id,
+                row.needs_s,
             )
             for row in rows
         ]

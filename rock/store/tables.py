@@ -93,7 +93,48 @@ class LeaseRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     end_reason: Mapped[str] = mapped_column(Text)
+    recovery: Mapped[str] = mapped_column(String(16), server_default="none")
+    recoveries: Mapped[int] = mapped_column(Integer, server_default="0")
+    key_id: Mapped[str] = mapped_column(String(64), server_default="")
+    needs_s: Mapped[float] = mapped_column(Float, server_default="0")
     __table_args__ = (Index("ix_leases_ended_at", "ended_at"),)
+
+
+class KeyRow(Base):
+    """API keys. The secret is stored as its SHA-256 only; a revoked key stays, for the record."""
+
+    __tablename__ = "keys"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    scope: Mapped[str] = mapped_column(String(16))
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    max_leases: Mapped[int] = mapped_column(Integer)
+    max_requests: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    __table_args__ = (Index("ix_keys_secret_sha256", "secret_sha256", unique=True),)
+
+
+class QuarantineRow(Base):
+    __tablename__ = "quarantine"
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(255), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    failures: Mapped[int] = mapped_column(Integer)
+    since: Mapped[datetime] = mapped_column(UtcDateTime)
+    node: Mapped[str] = mapped_column(String(255))
+
+
+class NodeRow(Base):
+    """What an operator said of a node, kept over restarts: cordoned or draining."""
+
+    __tablename__ = "nodes"
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    standing: Mapped[str] = mapped_column(String(16))
+    detail: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class EventRow(Base):

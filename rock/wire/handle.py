@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from rock.wire.models import Endpoint, EventView, ExecRequest, ExecResult, NodeView, SandboxSpec, SandboxView
+from rock.wire.models import (
+    Endpoint,
+    EventView,
+    ExecRequest,
+    ExecResult,
+    NodeView,
+    QuarantineView,
+    SandboxSpec,
+    SandboxView,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +59,14 @@ class NodeHandle(Protocol):
         ...
 
     async def claim(
-        self, spec: SandboxSpec, *, lease_id: str, token: str, epoch: int, run_id: str, wait_s: float
+        self, spec: SandboxSpec, *, lease_id: str, token_sha256: str, epoch: int, run_id: str, wait_s: float
     ) -> SandboxView:
         """A ready sandbox of ``spec``, now held by the lease; from the warm pool if it has one, else started.
 
-        Raises: ImageNotFound, RuntimeUnavailable, CapacityExceeded (nothing within ``wait_s``), InvalidRequest.
+        The same lease comes again, under a higher epoch, when its sandbox was lost.
+
+        Raises: ImageNotFound, RuntimeUnavailable, CapacityExceeded (nothing within ``wait_s``), InvalidRequest,
+        Quarantined.
         """
         ...
 
@@ -64,6 +76,20 @@ class NodeHandle(Protocol):
 
     def endpoint(self, sandbox_id: str) -> Endpoint:
         """Where clients reach the guest of a sandbox it has handed out."""
+        ...
+
+    async def fence(self, leases: Mapping[str, int]) -> Sequence[str]:
+        """End every leased sandbox whose lease is not in ``leases`` (id to epoch) or is there with a higher epoch.
+
+        For a node that comes back after its leases were moved elsewhere, and for the periodic comparison. The caller
+        puts the claims it has under way in ``leases`` too. Idempotent. Returns the ids of the sandboxes it ended.
+        """
+        ...
+
+    async def quarantine(self) -> Sequence[QuarantineView]: ...
+
+    async def clear_quarantine(self, subject: str) -> bool:
+        """Try it again from the next claim on; False if it was not in quarantine."""
         ...
 
     async def sandboxes(self) -> Sequence[SandboxView]: ...

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from rock.domain.nodes import NodeStanding
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
 
@@ -17,6 +18,8 @@ from rock.domain.sandbox import SandboxState
 class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+Recovery = Literal["replay", "snapshot", "none"]
 
 # --- sandboxes -------------------------------------------------------------------------------------------------------
 
@@ -79,6 +82,25 @@ class Endpoint(Message):
     gateway_port: int = 0
 
 
+class ProbeResult(Message):
+    """One look at a guest by the node's own socket."""
+
+    at: datetime
+    ok: bool
+    latency_s: float
+    """Seconds to the answer, or until the probe gave up."""
+    detail: str = ""
+
+
+class Pressure(Message):
+    """How busy the machine was. Shares are 0 to 1."""
+
+    cpu: float = 0.0
+    memory: float = 0.0
+    load_per_cpu: float = 0.0
+    disk: float = 0.0
+
+
 class Evidence(Message):
     """What was known when a sandbox failed. Kept with it for good."""
 
@@ -87,7 +109,13 @@ class Evidence(Message):
     detail: str = ""
     exit_code: int | None = None
     oom_killed: bool = False
+    """The kernel killed something in it for its memory, the main process or a child."""
     last_output: tuple[str, ...] = ()
+    probes: tuple[ProbeResult, ...] = ()
+    """The last ones, oldest first."""
+    pressure: Pressure | None = None
+    detected_after_s: float | None = None
+    """Seconds from the last sign of life to the verdict."""
 
 
 class SandboxView(Message):
@@ -105,6 +133,8 @@ class SandboxView(Message):
     handle: str = ""
     """The runtime's own name of it: a container id, a process id."""
     evidence: Evidence | None = None
+    meaning: str = ""
+    """What its state means, in a sentence."""
 
 
 class NodeView(Message):
@@ -121,6 +151,23 @@ class NodeView(Message):
     claims: int = 0
     failures: int = 0
     started_at: datetime | None = None
+    starting: int = 0
+    max_starting: int = 0
+    step_p50_s: dict[str, float] = Field(default_factory=dict)
+    """Median step latency of late, by pool digest, as the guests measured it."""
+    pressure: Pressure | None = None
+    standing: NodeStanding = NodeStanding.UP
+    """What control makes of it. A node that describes itself says nothing here."""
+    standing_detail: str = ""
+    last_seen_at: datetime | None = None
+    address: str = ""
+    """Where its data plane listens."""
+
+
+class NodeUpdate(Message):
+    """``POST /v1/nodes/{name}/{cordon|uncordon|drain}``."""
+
+    reason: str = ""
 
 
 class PoolView(Message):
@@ -150,6 +197,21 @@ class LeaseRequest(Message):
     """How long to wait for a sandbox before giving up with ``capacity-exceeded``."""
     run_id: str = ""
     labels: dict[str, str] = Field(default_factory=dict)
+    recovery: Recovery | None = None
+    """What happens when the sandbox is lost: null takes the environment's word; a plain sandbox has none. With
+    ``replay`` or ``snapshot`` the lease lives on: it is bound to another sandbox under the next epoch."""
+    needs_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long its holder may hold it at most; 0: no limit. Refused if shorter than the environment's deadlines
+    (episode, scoring and clean-up) add up to."""
+
+
+class RecoverRequest(Message):
+    """``POST /v1/leases/{id}/recover``: the holder lost its sandbox and waits for the one that takes its place."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    """The epoch the holder speaks for. If the lease is past it already, the answer is the lease as it is now."""
+    wait_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
+    why: str = ""
 
 
 class LeaseView(Message):
@@ -164,6 +226,11 @@ class LeaseView(Message):
     run_id: str = ""
     env: str = ""
     image: str = ""
+    recovery: Recovery = "none"
+    recoveries: int = 0
+    """How often it was bound to another sandbox."""
+    recovering: bool = False
+    """Its sandbox is lost and its replacement is being made."""
 
 
 # --- one-off work in a sandbox ---------------------------------------------------------------------------------------
@@ -196,7 +263,7 @@ class EnvView(Message):
     name: str
     version: str
     description: str
-    recovery: Literal["replay", "snapshot", "none"]
+    recovery: Recovery
     built: bool
     image: str = ""
     bundle_digest: str = ""
@@ -204,6 +271,10 @@ class EnvView(Message):
     """Number of tasks per split; empty until built."""
     loosened: tuple[str, ...] = ()
     build_detail: str = ""
+    episode_s: float = 0.0
+    """Deadlines the environment declares for a whole episode, its scoring and its clean-up; 0: none."""
+    scoring_s: float = 0.0
+    cleanup_s: float = 0.0
 
 
 class TaskList(Message):
@@ -341,6 +412,51 @@ class LedgerView(Message):
     accounts: dict[LedgerState, int]
     tokens: dict[LedgerState, int]
     sandbox_s: dict[LedgerState, float]
+    conserved: bool = True
+    """Whether dispatched = sum of the accounts, checked when this was answered."""
+
+
+# --- quarantine, keys ------------------------------------------------------------------------------------------------
+
+
+class QuarantineView(Message):
+    """An image or a task that fails again and again, and is refused instead of retried for ever."""
+
+    kind: Literal["image", "task"]
+    subject: str
+    """The pool's digest, or ``environment/task``."""
+    name: str
+    """For people: the image's tag, the environment and the task."""
+    reason: str
+    failures: int
+    since: datetime
+    node: str = ""
+
+
+Scope = Literal["read", "run", "admin"]
+
+
+class KeyCreate(Message):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    scope: Scope = "run"
+    """``read`` looks, ``run`` also leases and reports runs, ``admin`` does everything."""
+    max_leases: Annotated[int, Field(ge=0)] = 0
+    """Leases it may hold at once; 0: no limit of its own."""
+    max_requests: Annotated[int, Field(ge=0)] = 0
+    """Requests it may have under way at once; 0: no limit of its own."""
+
+
+class KeyView(Message):
+    id: str
+    name: str
+    scope: Scope
+    max_leases: int
+    max_requests: int
+    created_at: datetime
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    secret: str = ""
+    """Only in the answer to its creation; what is stored is its hash."""
 
 
 class Health(Message):

@@ -17,7 +17,7 @@ from rock.domain.backoff import BackoffPolicy
 from rock.node.config import NodeConfig
 from rock.node.node import Node
 from rock.runtimes.fake import FakeRuntime
-from rock.wire.handle import HeldLease
+from rock.wire.handle import HeldLease, token_sha256
 from rock.wire.models import EventView, SandboxSpec, SandboxView
 
 PLAIN = SandboxSpec(image="plain")
@@ -38,7 +38,12 @@ class World:
     async def claim(self, spec: SandboxSpec = PLAIN, *, wait_s: float = 5.0, token: str = "secret") -> SandboxView:
         self.claimed += 1
         return await self.node.claim(
-            spec, lease_id=f"ls-{self.claimed}", token=token, epoch=1, run_id="run-1", wait_s=wait_s
+            spec,
+            lease_id=f"ls-{self.claimed}",
+            token_sha256=token_sha256(token),
+            epoch=1,
+            run_id="run-1",
+            wait_s=wait_s,
         )
 
     async def until(self, condition: Callable[[], Any] | Callable[[], Awaitable[Any]], within_s: float = 8.0) -> Any:
