@@ -189,7 +189,8 @@ class Algorithm(Section):
     negative_weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor on advantages below 0. Less than 1 where failures are long episodes with few wrong actions in them."""
     invalid_action_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Taken from the advantage of the tokens of a turn whose action the environment did not accept."""
+    """Taken from the advantage of the tokens of a turn whose action the environment did not accept; its mean over the
+    batch is given back to all, so that it only moves credit from such turns to the others."""
     filter_zero_variance: bool = True
     """Leave out groups whose rewards are all equal, and play others in their place."""
 
@@ -223,6 +224,9 @@ class Rollout(Section):
     """Nucleus of sampling in training."""
     max_turns: Positive = 50
     """Turns after which an episode is truncated."""
+    max_invalid_turns: Natural = 0
+    """Turns in a row without a valid action after which an episode of training is truncated: who is stuck in a loop
+    rarely gets out, and costs as much as several others. 0: no limit. Evaluation does without."""
     max_tokens_per_turn: Positive = 32
     """Tokens after which an answer is cut."""
     reset_s: Seconds = 60.0

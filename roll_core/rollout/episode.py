@@ -44,6 +44,8 @@ class EpisodeLimits:
     episode_s: float
     """Deadline for everything together; must exceed each of the others."""
     close_s: float = 10.0
+    max_invalid_turns: int = 0
+    """In a row, after which the episode is truncated as stuck; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Episode:
         player, limits = self._player, self._player.limits
         context = player.prompter.opening(observation, info)
         sequence: list[int] = []
+        stuck = 0
         for _ in range(limits.max_turns):
             sequence += context
             room = limits.max_context_tokens - len(sequence)
@@ -144,6 +147,9 @@ class Episode:
                 return Completed(self._reward, success)
             if truncated:
                 return Truncated("environment", self._reward, success)
+            stuck = 0 if valid else stuck + 1
+            if limits.max_invalid_turns and stuck >= limits.max_invalid_turns:
+                return Truncated("stuck", self._reward)
             context = player.prompter.following(observation, info, generation.token_ids)
         return Truncated("turns", self._reward)
 

@@ -173,6 +173,7 @@ def make_player(recipe: Recipe, sessions: SessionFactory, engine: Engine, prompt
     )
     limits = EpisodeLimits(
         max_turns=rollout.max_turns,
+        max_invalid_turns=rollout.max_invalid_turns,
         max_tokens_per_turn=rollout.max_tokens_per_turn,
         max_context_tokens=recipe.model.max_context,
         open_s=recipe.platform.wait_s + _CLOSE_MARGIN_S,

@@ -236,7 +236,7 @@ class Trainer:
             self._p.eval_tasks,
             evaluation.tasks,
             evaluation.seed,
-            replace(self._p.player, sampling=sampling),
+            replace(self._p.player, sampling=sampling, limits=replace(self._p.player.limits, max_invalid_turns=0)),
             self._p.machine,
             self._p.slots,
             self._p.guard,

@@ -180,7 +180,7 @@ def test_negative_advantages_can_weigh_less() -> None:
     assert torch.equal(half[1], full[1] / 2)
 
 
-def test_the_penalty_of_an_invalid_action_meets_its_own_tokens_only() -> None:
+def test_the_penalty_of_invalid_actions_moves_credit_to_the_other_turns_and_adds_none() -> None:
     won, lost = trajectory(1.0), trajectory(0.0)
     turns = (won.turns[0], replace(won.turns[1], valid=False))
     groups = [Group("g", "t", (replace(won, turns=turns), lost))]
@@ -188,9 +188,13 @@ def test_the_penalty_of_an_invalid_action_meets_its_own_tokens_only() -> None:
     fined = make_batch(groups, "dr_grpo", invalid_action_penalty=0.25).advantages_BT
     invalid = torch.tensor(groups[0].members[0].invalid_mask()).bool()
     assert invalid.sum() == len(turns[1].generation.token_ids)
-    assert torch.allclose(fined[0][: len(invalid)][invalid], plain[0][: len(invalid)][invalid] - 0.25)
-    assert torch.equal(fined[0][: len(invalid)][~invalid], plain[0][: len(invalid)][~invalid])
-    assert torch.equal(fined[1], plain[1])
+    mask = torch.tensor([*groups[0].members[0].response_mask(), *lost.response_mask()]).bool()
+    change = (fined - plain)[0][: len(invalid)]
+    baseline = 0.25 * invalid.sum() / mask.sum()
+    assert torch.allclose(change[invalid], baseline - 0.25)
+    assert torch.allclose((fined - plain).sum(), torch.tensor(0.0), atol=1e-6)
+    others = torch.tensor(lost.response_mask()).bool()
+    assert torch.allclose((fined - plain)[1][: len(others)][others], baseline)
 
 
 def test_slips_are_seen_but_not_imitated_and_observations_weigh_what_is_asked() -> None:
