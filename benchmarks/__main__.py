@@ -5,5 +5,5 @@ import pkgutil
 import benchmarks
 
 for module in pkgutil.iter_modules(benchmarks.__path__):
-    if not module.name.startswith("_") and module.name != "demo":
+    if not module.ispkg and not module.name.startswith("_") and module.name != "demo":
         print(module.name)
