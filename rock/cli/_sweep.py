@@ -80,7 +80,8 @@ async def sweep(home: Path) -> int:
 def shared_directories(home: Path) -> list[Path]:
     """Those that sandboxes of this home share with it, whether or not the sandboxes exist."""
     try:
-        return sorted(run_dir_of(home, instance_of(home)).glob("sb-*"))
+        run_dir = run_dir_of(home, instance_of(home))
+        return sorted([*run_dir.glob("sb-*"), *run_dir.glob("*/sb-*")])  # of the one node, or of several
     except OSError:
         return []
 
@@ -125,8 +126,8 @@ def _processes(home: Path) -> list[tuple[int, str]]:
         if os.path.basename(words[0]) != "bwrap":
             continue
         for word in words:
-            sandbox = word.removeprefix(prefix) if word.startswith(prefix) else ""
-            if sandbox.startswith("sb-") and "/" not in sandbox:
+            *above, sandbox = word.removeprefix(prefix).split("/") if word.startswith(prefix) else [""]
+            if sandbox.startswith("sb-") and len(above) <= 1:
                 found.append((process.pid, sandbox))
                 break
     return found

@@ -55,7 +55,7 @@ class Platform:
             database = await Database.open(database_url(settings.database, settings.home))
             undo.push_async_callback(database.close)
             if runtime is None:
-                runtime, why = await choose_runtime(settings.runtime, instance, settings.home)
+                runtime, why = await choose_runtime(settings.runtime, instance, settings.home, settings.node_name)
                 log.info("runtime=%s because: %s", runtime.name, why)
             node = Node(_node_config(settings, instance), runtime)
             undo.push_async_callback(node.close, keep_sandboxes=True)

@@ -16,9 +16,10 @@ import psutil
 from rock.domain.backoff import BackoffPolicy
 from rock.domain.errors import StorageError
 
-# A unix socket's path holds at most 107 bytes; our longest part is /sb-0123456789/guest.sock.
+# A unix socket's path holds at most 107 bytes; our longest part is /NODE/sb-0123456789/guest.sock.
 _MAX_SOCKET_PATH_BYTES = 107
-_SOCKET_PART_BYTES = len("/sb-0123456789/guest.sock")
+MAX_NODE_NAME_BYTES = 14
+_SOCKET_PART_BYTES = 1 + MAX_NODE_NAME_BYTES + len("/sb-0123456789/guest.sock")
 # What one sandbox is reckoned to need when the capacity is not given: an idle Python container takes 14 MiB, one with
 # an environment loaded 80 to 100.
 _BYTES_PER_SANDBOX = 192 << 20

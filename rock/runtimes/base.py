@@ -34,6 +34,7 @@ class Observed:
     exit_code: int | None = None
     oom_killed: bool = False
     spec_digest: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

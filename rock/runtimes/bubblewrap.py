@@ -53,6 +53,7 @@ class _Record:
     sandbox_id: str
     instance: str
     spec_digest: str
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,15 @@ class _Status:
 
 
 class BubblewrapRuntime:
-    """``home``: the state directory (default ``$ROCK_HOME`` or ``~/.rock``)."""
+    """``home``: the state directory (default ``$ROCK_HOME`` or ``~/.rock``). With ``node`` it sees that node's only."""
 
     name = "bubblewrap"
     default_image = HOST_IMAGE
 
-    def __init__(self, instance: str, home: Path | None = None) -> None:
+    def __init__(self, instance: str, home: Path | None = None, *, node: str = "") -> None:
         home = home or Path(os.environ.get("ROCK_HOME") or "~/.rock").expanduser().absolute()
         self.instance = instance
+        self.node = node
         self._root = home / "bwrap"
         self._catalog = EnvCatalog(home)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -150,7 +152,9 @@ class BubblewrapRuntime:
         folder = self._root / sandbox_id
         folder.mkdir(parents=True, mode=0o700)
         write_accounts(folder)
-        (folder / "record.json").write_text(json.dumps(asdict(_Record(sandbox_id, self.instance, spec.digest))))
+        (folder / "record.json").write_text(
+            json.dumps(asdict(_Record(sandbox_id, self.instance, spec.digest, self.node)))
+        )
         handle = _HANDLE_PREFIX + sandbox_id
         try:
             self._spawn(handle, folder, spec, shared_dir, bundle)
@@ -231,6 +235,7 @@ class BubblewrapRuntime:
             exit_code=None if running else _read_status(folder).exit_code,
             oom_killed=Cgroup.of(folder.name).oom_kills() > 0,
             spec_digest=record.spec_digest,
+            node=record.node,
         )
 
     def _list_owned(self) -> Sequence[Observed]:
@@ -241,7 +246,7 @@ class BubblewrapRuntime:
         found = []
         for name in names:
             record = _read_record(self._root / name)
-            if record is not None and record.instance == self.instance:
+            if record is not None and record.instance == self.instance and self.node in ("", record.node):
                 observed = self._inspect(_HANDLE_PREFIX + name)
                 if observed is not None:
                     found.append(observed)

@@ -47,16 +47,21 @@ BASE_TAG = f"rock-base:py{PYTHON}"
 LABEL_INSTANCE = "rock.instance"
 LABEL_SANDBOX = "rock.sandbox"
 LABEL_SPEC = "rock.spec"
+LABEL_NODE = "rock.node"
 
 
 class DockerRuntime:
-    """``instance``: the platform's id; only its containers are ours. Without ``base_url`` DOCKER_HOST decides."""
+    """``instance``: the platform's id; only its containers are ours. Without ``base_url`` DOCKER_HOST decides.
+
+    ``node``: nodes that share an engine see their own containers only; empty: those of every node of the instance.
+    """
 
     name = "docker"
     default_image = BASE_TAG
 
-    def __init__(self, instance: str, *, base_url: str | None = None) -> None:
+    def __init__(self, instance: str, *, node: str = "", base_url: str | None = None) -> None:
         self.instance = instance
+        self._labels = {LABEL_INSTANCE: instance, **({LABEL_NODE: node} if node else {})}
         self._base_url = base_url
         self._client: APIClient | None = None
         self._client_lock = threading.Lock()
@@ -86,7 +91,7 @@ class DockerRuntime:
         return await self._call(self._logs, handle, lines)
 
     async def watch(self) -> AsyncIterator[RuntimeEvent]:
-        events = _EventThread(self._base_url, self.instance, asyncio.get_running_loop())
+        events = _EventThread(self._base_url, self._label_filter, asyncio.get_running_loop())
         try:
             while True:
                 yield await events.queue.get()
@@ -98,6 +103,10 @@ class DockerRuntime:
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()
+
+    @property
+    def _label_filter(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self._labels.items()]
 
     # --- in threads ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +137,7 @@ class DockerRuntime:
                 user=f"{uid}:{gid}",
                 working_dir=spec.workdir,
                 environment=environ_of(spec, sandbox_id),
-                labels={LABEL_INSTANCE: self.instance, LABEL_SANDBOX: sandbox_id, LABEL_SPEC: spec.digest},
+                labels={**self._labels, LABEL_SANDBOX: sandbox_id, LABEL_SPEC: spec.digest},
                 host_config=host_config(api, spec, shared_dir, uid, gid),
             )
         except NotFound as error:
@@ -186,10 +195,11 @@ class DockerRuntime:
             exit_code=None if running or never_ran else state["ExitCode"],
             oom_killed=bool(state["OOMKilled"]),
             spec_digest=labels.get(LABEL_SPEC, ""),
+            node=labels.get(LABEL_NODE, ""),
         )
 
     def _list_owned(self) -> Sequence[Observed]:
-        found = self._api().containers(all=True, filters={"label": f"{LABEL_INSTANCE}={self.instance}"})
+        found = self._api().containers(all=True, filters={"label": self._label_filter})
         observed = []
         for one in found:
             if one["State"] in ("running", "paused"):
@@ -201,10 +211,14 @@ class DockerRuntime:
                         running=True,
                         paused=one["State"] == "paused",
                         spec_digest=labels.get(LABEL_SPEC, ""),
+                        node=labels.get(LABEL_NODE, ""),
                     )
                 )
             elif one["State"] == "removing":
-                observed.append(Observed(one["Labels"].get(LABEL_SANDBOX, ""), one["Id"], running=False))
+                labels = one["Labels"]
+                observed.append(
+                    Observed(labels.get(LABEL_SANDBOX, ""), one["Id"], running=False, node=labels.get(LABEL_NODE, ""))
+                )
             elif (dead := self._inspect(one["Id"])) is not None:  # few, and only inspect knows how they ended
                 observed.append(dead)
         return observed
@@ -356,10 +370,10 @@ def _no_permission(path: Path) -> Availability:
 class _EventThread:
     """Follows the daemon's events in a thread of its own and brings them to a queue of ``loop``. Reconnects."""
 
-    def __init__(self, base_url: str | None, instance: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, base_url: str | None, labels: list[str], loop: asyncio.AbstractEventLoop) -> None:
         self.queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
         self._base_url = base_url
-        self._filters = {"type": "container", "event": ["die", "oom"], "label": f"{LABEL_INSTANCE}={instance}"}
+        self._filters = {"type": "container", "event": ["die", "oom"], "label": labels}
         self._loop = loop
         self._stopped = threading.Event()
         self._stream: Any = None

@@ -14,18 +14,21 @@ RUNTIMES = ("docker", "bubblewrap", "fake")
 _AUTOMATIC = ("docker", "bubblewrap")
 
 
-def make_runtime(name: str, instance: str, home: Path) -> Runtime:
-    """The runtime of that name, usable or not. Raises InvalidRequest."""
+def make_runtime(name: str, instance: str, home: Path, node: str = "") -> Runtime:
+    """The runtime of that name, usable or not. Raises InvalidRequest.
+
+    ``node``: what it starts carries the node's name, and it sees nothing else; empty: all nodes of the instance.
+    """
     if name == "docker":
-        return DockerRuntime(instance)
+        return DockerRuntime(instance, node=node)
     if name == "bubblewrap":
-        return BubblewrapRuntime(instance, home)
+        return BubblewrapRuntime(instance, home, node=node)
     if name == "fake":
         return FakeRuntime(instance)
     raise InvalidRequest(f"unknown runtime {name!r}", hint=f"Use auto, {', '.join(RUNTIMES)}.")
 
 
-async def choose_runtime(preference: str | None, instance: str, home: Path) -> tuple[Runtime, str]:
+async def choose_runtime(preference: str | None, instance: str, home: Path, node: str = "") -> tuple[Runtime, str]:
     """The runtime, and in one line why it is this one.
 
     ``preference``: a name, or None or "auto" for the first that works. Raises RuntimeUnavailable with the remedies.
@@ -33,7 +36,7 @@ async def choose_runtime(preference: str | None, instance: str, home: Path) -> t
     names = _AUTOMATIC if preference in (None, "", "auto") else (str(preference),)
     refused: list[tuple[str, Availability]] = []
     for name in names:
-        runtime = make_runtime(name, instance, home)
+        runtime = make_runtime(name, instance, home, node)
         found = await runtime.check()
         if found.ok:
             why = "; ".join(f"not {other}: {reason.detail}" for other, reason in refused)
