@@ -28,6 +28,8 @@ class NodeConfig:
     reconcile_interval_s: float = 3.0
     shared_dir_bytes: int = 16 << 20
     """A sandbox that fills the directory it shares with the host beyond this is ended. The guest needs 0.1 MiB."""
+    gateway_host: str = "127.0.0.1"
+    """Where the data plane listens: its own address if clients on other machines are to reach it."""
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
     idle_pool_s: float = 900.0
     """A pool that nobody has claimed from this long is drained; the next claim fills it again."""

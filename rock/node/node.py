@@ -89,7 +89,7 @@ class Node:
             )
         self._supervisor.detail = availability.detail
         await asyncio.to_thread(_make_private_dir, self._config.run_dir)
-        await self._gateway.open()
+        await self._gateway.open(self._config.gateway_host)
 
     async def adopt(self, held: Sequence[HeldLease]) -> Sequence[str]:
         by_sandbox = {lease.sandbox_id: lease for lease in held}
