@@ -162,6 +162,8 @@ class NodeView(Message):
     last_seen_at: datetime | None = None
     address: str = ""
     """Where its data plane listens."""
+    generation: int = 0
+    """Counts the connections that control had to make to it; 0 for a node in control's own process."""
 
 
 class NodeUpdate(Message):
@@ -212,6 +214,33 @@ class RecoverRequest(Message):
     """The epoch the holder speaks for. If the lease is past it already, the answer is the lease as it is now."""
     wait_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
     why: str = ""
+
+
+class RecoveryReport(Message):
+    """How a holder got over the loss of its sandbox, in its own measure. ``POST /v1/leases/{id}/recovered``."""
+
+    verdict: Literal["resumed", "diverged"] = "resumed"
+    epoch: int
+    """The one it speaks for since."""
+    cause: str = ""
+    """Why the sandbox was lost, as far as the platform knows it."""
+    old_sandbox: str
+    new_sandbox: str
+    detect_s: float = 0.0
+    """From the last sign of life of the old sandbox to the node's verdict; 0: the end of a connection said it."""
+    rebind_s: float = 0.0
+    """From the holder's hearing of it to the connection with the new sandbox."""
+    replay_s: float = 0.0
+    """From there to the state that was lost."""
+    steps: int = 0
+    """How many were replayed."""
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"sandbox {self.old_sandbox} → {self.new_sandbox}: {self.verdict} in {self.rebind_s + self.replay_s:.3f} s "
+            f"({self.rebind_s:.3f} s to bind, {self.replay_s:.3f} s to replay {self.steps} steps); {self.cause}"
+        )
 
 
 class LeaseView(Message):
