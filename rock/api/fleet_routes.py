@@ -18,6 +18,8 @@ from rock.wire.models import (
     LeaseView,
     LogView,
     NodeView,
+    RecoverRequest,
+    RecoveryReport,
     SandboxView,
     TaskList,
 )
@@ -102,6 +104,18 @@ def _leases(router: APIRouter, control: Control) -> None:
     async def heartbeat(lease_id: LeaseId) -> LeaseView:
         """`lease-expired` when it has ended; `sandbox-lost` when its sandbox failed, saying how."""
         return control.leases.heartbeat(lease_id)
+
+    @router.post("/leases/{lease_id}/recover", tags=["leases"], summary="Get another sandbox for one that was lost")
+    async def recover(lease_id: LeaseId, request: RecoverRequest) -> LeaseView:
+        """Waits until the lease is bound to another sandbox, under a higher epoch; for one that is past the given epoch
+        it answers at once. `recovering` after `wait_s`: ask again. `sandbox-lost` when there is none to be had, the
+        lease does not recover, or it lost too many."""
+        return await control.leases.rebind(lease_id, request)
+
+    @router.post("/leases/{lease_id}/recovered", status_code=204, tags=["leases"], summary="Say how it went on")
+    async def recovered(lease_id: LeaseId, report: RecoveryReport) -> None:
+        """For the events and the metrics; nothing depends on it."""
+        control.leases.recovered(lease_id, report)
 
     @router.delete("/leases/{lease_id}", status_code=204, tags=["leases"], summary="Give the sandbox back")
     async def release(lease_id: LeaseId) -> None:

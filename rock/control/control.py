@@ -151,6 +151,7 @@ class Control:
     # --- looking
 
     async def health(self) -> Health:
+        await self.leases.close()
         nodes = await self.node_views()
         trouble = [f"node {node.name}: {node.detail}" for node in nodes if not node.healthy]
         if self.history.trouble:

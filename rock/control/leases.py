@@ -1,7 +1,8 @@
-"""Leases: granting, prolonging, ending, and surviving a restart.
+"""Leases: granting, prolonging, recovering, ending, and surviving a restart.
 
-Invariants: a lease is stored before its holder hears of it; a sandbox whose lease ended is released, whatever ended
-it; a lease whose sandbox failed ends at once, and its holder is told why when it asks next.
+Invariants: a lease is stored before its holder hears of it; a sandbox whose lease ended, or has moved to another one,
+is ended, whoever missed it at first; a lease whose sandbox failed ends at once, with the reason for its holder, unless
+it recovers: then the search for another sandbox begins at once, whether its holder has noticed or not.
 """
 
 from __future__ import annotations
@@ -9,27 +10,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from rock.control.catalog import Catalog
 from rock.control.history import History
+from rock.control.lease_records import LeaseRecords
 from rock.control.nodes import NodeBook
+from rock.control.offers import Offers
+from rock.control.rebinding import HELD, Rebinding
 from rock.domain.clock import Clock
-from rock.domain.errors import InvalidRequest, LeaseExpired, SandboxLost, StorageError
+from rock.domain.errors import InvalidRequest, LeaseExpired, Recovering, RockError, SandboxLost, StorageError
 from rock.domain.leases import Held, LeaseBook
-from rock.domain.sandbox import SandboxState
 from rock.store.fleet import FleetStore, StoredLease
-from rock.wire.handle import HeldLease, token_sha256
-from rock.wire.models import EventView, LeaseRequest, LeaseView, SandboxSpec, SandboxView
+from rock.wire.handle import HeldLease, NodeHandle, token_sha256
+from rock.wire.models import (
+    Endpoint,
+    EventView,
+    LeaseRequest,
+    LeaseView,
+    RecoverRequest,
+    RecoveryReport,
+    SandboxView,
+)
 
 log = logging.getLogger(__name__)
 
-_HELD = frozenset({SandboxState.LEASED, SandboxState.SUSPECT})
 _FIRST_EPOCH = 1
-_SPEC_FRESH_S = 2.0
 
 
 @dataclass(slots=True)
@@ -39,6 +48,8 @@ class Counters:
     expired: int = 0
     lost: int = 0
     refused: int = 0
+    recovered: int = 0
+    """Times another sandbox took the place of a lost one."""
 
 
 class LeaseService:
@@ -53,29 +64,34 @@ class LeaseService:
         clock: Clock,
     ) -> None:
         self._nodes = nodes
-        self._store = store
         self._history = history
-        self._catalog = catalog
-        self._pool_sizes = dict(pools)
         self._clock = clock
+        self.offers = Offers(nodes, catalog, pools, clock)
         self._book = LeaseBook()
-        self._stored: dict[str, StoredLease] = {}
-        self._to_end: dict[str, str] = {}
-        self._pool_specs: dict[str, SandboxSpec] = {}
-        self._env_specs: dict[str, tuple[float, SandboxSpec]] = {}
+        self._records = LeaseRecords(store)
+        self._claims: dict[str, int] = {}
+        self._rebinding = Rebinding(
+            nodes, self._book, self._records, self._claims, clock, done=self._rebound, given_up=self._given_up
+        )
         self.counters = Counters()
 
     def __len__(self) -> int:
         return len(self._book)
 
+    async def close(self) -> None:
+        """End what is under way. Leases in recovery stay stored, and are taken up by :meth:`recover`."""
+        await self._rebinding.close()
+
     # --- granting
 
     async def create(self, request: LeaseRequest) -> LeaseView:
-        spec, env = await self._spec_of(request)
+        offer = await self.offers.of(request)
+        spec = offer.spec
         node = await self._nodes.choose(spec)
         if not spec.image:
             spec = spec.model_copy(update={"image": node.default_image})
         lease_id, token = f"ls-{secrets.token_hex(6)}", secrets.token_urlsafe(24)
+        self._claims[lease_id] = _FIRST_EPOCH
         try:
             sandbox = await node.claim(
                 spec,
@@ -85,120 +101,183 @@ class LeaseService:
                 run_id=request.run_id,
                 wait_s=request.wait_s,
             )
+            lease = StoredLease(
+                lease_id,
+                sandbox.id,
+                node.name,
+                _FIRST_EPOCH,
+                token_sha256(token),
+                request.ttl_s,
+                request.run_id,
+                request.env,
+                spec,
+                request.labels,
+                datetime.now(UTC),
+                offer.recovery,
+            )
+            self._hold(lease)
         except Exception:
             self.counters.refused += 1
             raise
-        now = datetime.now(UTC)
-        lease = StoredLease(
-            lease_id,
-            sandbox.id,
-            node.name,
-            _FIRST_EPOCH,
-            token_sha256(token),
-            request.ttl_s,
-            request.run_id,
-            env,
-            spec,
-            request.labels,
-            now,
-        )
-        self._book.grant(
-            lease_id, sandbox.id, node=node.name, epoch=_FIRST_EPOCH, ttl_s=request.ttl_s, now=self._clock.now()
-        )
-        self._stored[lease_id] = lease
+        finally:
+            del self._claims[lease_id]
         try:
-            await self._store.add_lease(lease)
+            await self._records.add(lease)
         except (StorageError, asyncio.CancelledError):
             await self.release(lease_id, reason="the lease could not be stored")
             raise
         self.counters.granted += 1
         return self._view(lease, token)
 
-    async def _spec_of(self, request: LeaseRequest) -> tuple[SandboxSpec, str]:
-        """The spec and the environment's name. Without an image the node that is chosen says which."""
-        if request.env:
-            if request.image or request.spec is not None:
-                raise InvalidRequest("a lease names either an environment or an image, not both", hint="Drop one.")
-            return await self._env_spec(request.env), request.env
-        if request.spec is not None:
-            if request.image and request.image != request.spec.image:
-                raise InvalidRequest(f"image {request.image!r} is not that of the spec, {request.spec.image!r}")
-            return request.spec, ""
-        return SandboxSpec(image=request.image), ""
-
-    async def _env_spec(self, env: str) -> SandboxSpec:
-        """Reading an environment's files costs more than a claim; a new build may be seen this little later."""
-        now = self._clock.now()
-        known = self._env_specs.get(env)
-        if known is not None and now - known[0] < _SPEC_FRESH_S:
-            return known[1]
-        spec = await asyncio.to_thread(self._catalog.spec, env)
-        await self._keep_warm(env, spec)
-        self._env_specs[env] = (now, spec)
-        return spec
-
-    async def _keep_warm(self, env: str, spec: SandboxSpec) -> None:
-        """The first lease of an environment fills its pool; a newly built one drains the pool of its predecessor."""
-        before = self._pool_specs.get(env)
-        if before == spec:
-            return
-        size = self._pool_sizes.get(env)
-        if size is None:
-            size = await asyncio.to_thread(self._catalog.pool_size, env)
-        self._pool_specs[env] = spec
-        for node in self._nodes:
-            if before is not None:
-                await node.set_pool(before, 0)
-            await node.set_pool(spec, size)
+    def _hold(self, lease: StoredLease) -> Held:
+        held = self._book.grant(
+            lease.id,
+            lease.sandbox_id,
+            node=lease.node,
+            epoch=lease.epoch,
+            ttl_s=lease.ttl_s,
+            now=self._clock.now(),
+            recovers=lease.recovery != "none",
+            recoveries=lease.recoveries,
+        )
+        self._records.know(lease)
+        return held
 
     async def warm(self) -> None:
-        """Fill the pools that were asked for at the start; none of them if one cannot be."""
-        specs = {env: await asyncio.to_thread(self._catalog.spec, env) for env in self._pool_sizes}
-        for env, spec in specs.items():
-            await self._keep_warm(env, spec)
+        """Fill the pools that were asked for at the start."""
+        await self.offers.warm()
 
     # --- holding
 
     def views(self) -> list[LeaseView]:
-        return [self._view(self._stored[held.lease_id]) for held in self._book.held()]
+        return [self._view(lease) for lease in self._records]
 
     def heartbeat(self, lease_id: str) -> LeaseView:
         """Raises LeaseExpired, SandboxLost or NotFound."""
         self._book.heartbeat(lease_id, self._clock.now())
-        return self._view(self._stored[lease_id])
+        return self._view_of(lease_id)
+
+    def _view_of(self, lease_id: str) -> LeaseView:
+        lease = self._records.get(lease_id)
+        assert lease is not None, lease_id  # the book and the records hold the same leases
+        return self._view(lease)
 
     def _view(self, lease: StoredLease, token: str = "") -> LeaseView:
+        node = self._nodes.get(lease.node) if lease.node in self._nodes else None
         return LeaseView(
             id=lease.id,
             sandbox_id=lease.sandbox_id,
             epoch=lease.epoch,
             token=token,
-            endpoint=self._nodes.get(lease.node).endpoint(lease.sandbox_id),
+            endpoint=node.endpoint(lease.sandbox_id) if node is not None else Endpoint(node=lease.node),
             ttl_s=lease.ttl_s,
             created_at=lease.created_at,
             run_id=lease.run_id,
             env=lease.env,
             image=lease.spec.image,
+            recovery=lease.recovery,
+            recoveries=lease.recoveries,
+            recovering=not self._book.get(lease.id).bound,
         )
+
+    # --- losing a sandbox, and recovering
+
+    def sandbox_changed(self, view: SandboxView) -> None:
+        """The node's hint that a sandbox changed: nobody holds one that failed."""
+        if view.state in HELD or not view.lease_id:
+            return
+        self._rebinding.sandbox_over(view.id)
+        held = self._book.of_sandbox(view.id)
+        if held is not None:
+            self._lost(held, _why(view))
+
+    def node_lost(self, name: str, why: str) -> None:
+        """The node is dead: whatever it holds is lost, whether or not it runs on somewhere out of reach."""
+        for held in self._book.held():
+            if held.node == name and held.bound:
+                self._lost(held, f"node {name} is lost: {why}")
+
+    async def rebind(self, lease_id: str, request: RecoverRequest) -> LeaseView:
+        """The lease with the sandbox that took the place of the one of ``request.epoch``. Idempotent.
+
+        The holder may be the first to know of the loss; its word is taken for it.
+        Raises: LeaseExpired, NotFound; SandboxLost when it does not recover; Recovering after ``wait_s``.
+        """
+        held = self._book.get(lease_id)
+        if request.epoch > held.epoch:
+            raise InvalidRequest(f"lease {lease_id} is at epoch {held.epoch}, the caller at {request.epoch}")
+        if held.bound and held.epoch == request.epoch:
+            self._lost(held, f"its holder says: {request.why}" if request.why else "its holder says so")
+        deadline = asyncio.get_running_loop().time() + request.wait_s
+        while not self._book.get(lease_id).bound:
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                raise Recovering(
+                    f"lease {lease_id} has no other sandbox after {request.wait_s:g} s",
+                    hint="Ask again, or release it.",
+                )
+            await self._rebinding.wait(lease_id, left_s)
+        # Bound, but perhaps not yet stored: nobody hears of what a crash could still forget.
+        await self._rebinding.wait(lease_id, max(0.0, deadline - asyncio.get_running_loop().time()))
+        self._book.get(lease_id)
+        return self._view_of(lease_id)
+
+    def recovered(self, lease_id: str, report: RecoveryReport) -> None:
+        """Its holder has replayed the episode, or failed to."""
+        lease = self._records.get(lease_id)
+        node, run_id = (lease.node, lease.run_id) if lease else ("", "")
+        kind = "lease.recovered" if report.verdict == "resumed" else "lease.diverged"
+        self._event(kind, lease_id, report.sentence, node, run_id)
+
+    def _lost(self, held: Held, why: str) -> None:
+        outcome = self._book.lose(held.lease_id, held.epoch, reason=why, now=self._clock.now())
+        if isinstance(outcome, Held):
+            lease = self._records.get(held.lease_id)
+            assert lease is not None, held.lease_id
+            detail = f"sandbox {held.sandbox_id}: {why}"
+            self._event("lease.recovering", held.lease_id, detail, held.node, lease.run_id)
+            self._rebinding.begin(lease, why)
+        elif outcome is not None:
+            self._rebinding.discard(held.node, held.sandbox_id, why)
+            self._ended_in_loss(held, outcome.reason)
+
+    def _rebound(self, lease: StoredLease, why: str, took_s: float) -> None:
+        self.counters.recovered += 1
+        detail = f"sandbox {lease.sandbox_id} under epoch {lease.epoch}, found in {took_s:.3f} s; before: {why}"
+        self._event("lease.rebound", lease.id, detail, lease.node, lease.run_id)
+
+    def _given_up(self, lease_id: str, why: str) -> None:
+        held = self._book.end(lease_id, reason=why, sandbox_failed=True)
+        if held is not None:
+            self._ended_in_loss(held, why)
+
+    def _ended_in_loss(self, held: Held, why: str) -> None:
+        lease = self._records.end(held.lease_id, why)
+        self.counters.lost += 1
+        run_id = lease.run_id if lease else ""
+        self._event("lease.lost", held.lease_id, f"sandbox {held.sandbox_id}: {why}", held.node, run_id)
 
     # --- ending
 
     async def release(self, lease_id: str, *, reason: str = "released") -> None:
         """Idempotent; a lease that never was is NotFound."""
-        held = self._end(lease_id, reason=reason)
+        held = self._book.end(lease_id, reason=reason)
         if held is not None:
             self.counters.released += 1
-            await self._nodes.get(held.node).release(held.sandbox_id, reason=reason)
+            self._records.end(lease_id, reason)
+            await self._let_go(held, reason)
             return
         with suppress(LeaseExpired, SandboxLost):  # it has ended before: that is what the caller wants
             self._book.get(lease_id)
 
-    def _end(self, lease_id: str, *, reason: str, sandbox_failed: bool = False) -> Held | None:
-        held = self._book.end(lease_id, reason=reason, sandbox_failed=sandbox_failed)
-        if held is not None:
-            self._stored.pop(lease_id, None)
-            self._to_end[lease_id] = reason
-        return held
+    async def _let_go(self, held: Held, reason: str) -> None:
+        """What a node does not hear now it is told by the periodic comparison."""
+        self._rebinding.cancel(held.lease_id)
+        if held.bound and held.node in self._nodes:
+            try:
+                await self._nodes.get(held.node).release(held.sandbox_id, reason=reason)
+            except RockError as error:
+                log.warning("sandbox=%s could not be released yet: %s", held.sandbox_id, error)
 
     async def release_sandbox(self, sandbox_id: str, *, reason: str) -> bool:
         """End the lease that holds the sandbox; False if none does."""
@@ -208,94 +287,92 @@ class LeaseService:
         await self.release(held.lease_id, reason=reason)
         return True
 
-    def sandbox_changed(self, view: SandboxView) -> None:
-        """The node's hint that a sandbox changed: a lease does not outlive its sandbox."""
-        if view.state in _HELD or not view.lease_id:
-            return
-        held = self._book.of_sandbox(view.id)
-        if held is not None:
-            self._lost(held, _why(view))
-
-    def _lost(self, held: Held, why: str) -> None:
-        lease = self._stored.get(held.lease_id)
-        if self._end(held.lease_id, reason=why, sandbox_failed=True) is not None:
-            self.counters.lost += 1
-            run_id = lease.run_id if lease else ""
-            self._event("lease.lost", held.lease_id, f"sandbox {held.sandbox_id}: {why}", held.node, run_id)
-
     async def expire(self) -> None:
         """End the leases whose holders have fallen silent, and release their sandboxes."""
         for held in self._book.expired(self._clock.now()):
-            lease = self._stored.get(held.lease_id)
             reason = f"no heartbeat within {held.ttl_s:g} s"
-            if self._end(held.lease_id, reason=reason) is None:
+            if self._book.end(held.lease_id, reason=reason) is None:
                 continue
+            lease = self._records.end(held.lease_id, reason)
             self.counters.expired += 1
             self._event("lease.expired", held.lease_id, reason, held.node, lease.run_id if lease else "")
-            await self._nodes.get(held.node).release(held.sandbox_id, reason=reason)
-
-    async def reconcile(self) -> None:
-        """Behind the nodes' hints: no lease without a living sandbox, no leased sandbox without a lease."""
-        asked_at = {held.lease_id for held in self._book.held()}
-        for node in self._nodes:
-            alive = {view.id: view for view in await node.sandboxes()}
-            for held in self._book.held():
-                if held.node == node.name and held.lease_id in asked_at:
-                    view = alive.get(held.sandbox_id)
-                    if view is None or view.state not in _HELD:
-                        self._lost(held, "the sandbox is gone")
+            await self._let_go(held, reason)
 
     async def store_ended(self) -> None:
-        """Write down the ends that were not yet written. Raises StorageError; then they are kept for the next time."""
-        batch = dict(self._to_end)
-        if batch:
-            await self._store.end_leases(batch, datetime.now(UTC))
-            for lease_id in batch:
-                self._to_end.pop(lease_id, None)
+        """Write down what was not yet written. Raises StorageError; then it is kept for the next time."""
+        await self._records.flush()
 
     def _event(self, kind: str, subject: str, detail: str, node: str, run_id: str) -> None:
         self._history.add_event(
             EventView(at=datetime.now(UTC), kind=kind, subject=subject, detail=detail, node=node, run_id=run_id)
         )
 
+    # --- comparing with the nodes
+
+    async def reconcile(self) -> None:
+        """Behind the nodes' hints: no lease without a living sandbox, no leased sandbox without its lease."""
+        for node in self._nodes:
+            try:
+                await self.compare(node)
+            except RockError as error:  # one node that does not answer must not hide the others
+                log.warning("node=%s could not be compared: %s", node.name, error)
+
+    async def compare(self, node: NodeHandle) -> None:
+        """Compare the book with one node, now; also right after it came back from being thought dead."""
+        epochs = {h.lease_id: h.epoch for h in self._book.held() if h.node == node.name and h.bound}
+        views = await node.sandboxes()
+        alive = {view.id: view for view in views}
+        for held in self._book.held():
+            if held.bound and held.node == node.name and epochs.get(held.lease_id) == held.epoch:
+                view = alive.get(held.sandbox_id)
+                if view is None or view.state not in HELD:
+                    self._lost(held, "the sandbox is gone")
+        await self._fence(node, views)
+
+    async def _fence(self, node: NodeHandle, views: Sequence[SandboxView]) -> None:
+        """End the sandboxes that are leased there to nobody: their lease has ended, or moved elsewhere.
+
+        By name, and judged by what the book says after the node has answered, claims under way included: a lease that
+        is granted meanwhile is never taken for a stray, as it could be if the node compared with a list of leases that
+        was made before.
+        """
+        for view in views:
+            if view.state not in HELD or self._book.of_sandbox(view.id) or view.lease_id in self._claims:
+                continue
+            if not self._rebinding.condemned(view.id):
+                log.warning("node=%s sandbox=%s is held by nobody; ending it", node.name, view.id)
+                self._event("sandbox.fenced", view.id, f"lease {view.lease_id} is not on it", node.name, view.run_id)
+                await node.release(view.id, reason="its lease ended or moved to another sandbox")
+
     # --- after a restart
 
     async def recover(self) -> None:
-        """Adopt the sandboxes of stored leases; end the leases whose sandbox did not survive.
+        """Adopt the sandboxes of stored leases; of the others, recover those that can and end the rest.
 
         Adopted leases get their whole time-to-live anew: their holders could not reach us to prolong them.
         """
-        stored = await self._store.living_leases()
+        stored = await self._records.stored()
         for node in self._nodes:
             ours = [lease for lease in stored if lease.node == node.name]
-            held = [
-                HeldLease(
-                    lease.id,
-                    lease.sandbox_id,
-                    lease.token_sha256,
-                    lease.epoch,
-                    lease.run_id,
-                    lease.spec,
-                    lease.created_at,
-                )
-                for lease in ours
-            ]
-            adopted = set(await node.adopt(held))
+            adopted = set(await node.adopt([held_lease(lease) for lease in ours]))
             for lease in ours:
-                if lease.id in adopted:
-                    self._adopt(lease)
-                else:
-                    self._to_end[lease.id] = "its sandbox did not survive the restart"
+                self.adopt(lease, "" if lease.id in adopted else "its sandbox did not survive the restart")
         for lease in stored:
             if lease.node not in self._nodes:
-                self._to_end[lease.id] = f"node {lease.node} has not come back"
+                self.adopt(lease, f"node {lease.node} has not come back")
         await self.store_ended()
 
-    def _adopt(self, lease: StoredLease) -> None:
-        self._book.grant(
-            lease.id, lease.sandbox_id, node=lease.node, epoch=lease.epoch, ttl_s=lease.ttl_s, now=self._clock.now()
-        )
-        self._stored[lease.id] = lease
+    def adopt(self, lease: StoredLease, lost: str = "") -> None:
+        """Take a stored lease over. ``lost``: why its sandbox is no more; empty if it lives."""
+        held = self._hold(lease)
+        if lost:
+            self._lost(held, lost)
+
+
+def held_lease(lease: StoredLease) -> HeldLease:
+    return HeldLease(
+        lease.id, lease.sandbox_id, lease.token_sha256, lease.epoch, lease.run_id, lease.spec, lease.created_at
+    )
 
 
 def _why(view: SandboxView) -> str:

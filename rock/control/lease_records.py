@@ -1,0 +1,70 @@
+"""The living leases as they are stored, and the writes that still wait for the database.
+
+Invariants: what could not be written is kept and tried again, in an order that gives the same rows; a lease is never
+written after its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from rock.domain.errors import StorageError
+from rock.store.fleet import FleetStore, StoredLease
+
+log = logging.getLogger(__name__)
+
+
+class LeaseRecords:
+    def __init__(self, store: FleetStore) -> None:
+        self._store = store
+        self._living: dict[str, StoredLease] = {}
+        self._moved: dict[str, StoredLease] = {}
+        self._ended: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[StoredLease]:
+        return iter(list(self._living.values()))
+
+    def get(self, lease_id: str) -> StoredLease | None:
+        return self._living.get(lease_id)
+
+    def know(self, lease: StoredLease) -> None:
+        """A lease that is in the database already, or will be by :meth:`add`."""
+        self._living[lease.id] = lease
+
+    async def add(self, lease: StoredLease) -> None:
+        """Raises StorageError."""
+        self.know(lease)
+        await self._store.add_lease(lease)
+
+    async def move(self, lease: StoredLease) -> None:
+        """It has another sandbox and epoch. A database that refuses costs nothing but the memory of it after a crash:
+        an episode that could go on must not wait for a disk."""
+        self._living[lease.id] = lease
+        try:
+            await self._store.rebind_lease(lease)
+        except StorageError as error:
+            log.warning("lease=%s its new sandbox will be stored later: %s", lease.id, error)
+            self._moved[lease.id] = lease
+
+    def end(self, lease_id: str, reason: str) -> StoredLease | None:
+        self._moved.pop(lease_id, None)
+        self._ended[lease_id] = reason
+        return self._living.pop(lease_id, None)
+
+    async def flush(self) -> None:
+        """Write down what was not yet written. Raises StorageError; then it is kept for the next time."""
+        for lease in list(self._moved.values()):
+            await self._store.rebind_lease(lease)
+            if self._moved.get(lease.id) is lease:
+                del self._moved[lease.id]
+        batch = dict(self._ended)
+        if batch:
+            await self._store.end_leases(batch, datetime.now(UTC))
+            for lease_id in batch:
+                self._ended.pop(lease_id, None)
+
+    async def stored(self) -> list[StoredLease]:
+        """What the database says is living. Raises StorageError."""
+        return await self._store.living_leases()

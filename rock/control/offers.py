@@ -1,0 +1,86 @@
+"""What a request for a lease gets: the sandbox's spec, how it recovers, and a warm pool from then on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rock.control.catalog import Catalog
+from rock.control.nodes import NodeBook
+from rock.domain.clock import Clock
+from rock.domain.errors import InvalidRequest
+from rock.wire.models import EnvView, LeaseRequest, Recovery, SandboxSpec
+
+_FRESH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    spec: SandboxSpec
+    """Without an image the node that is chosen says which."""
+    recovery: Recovery = "none"
+    env: EnvView | None = None
+    """The environment asked for; None for a plain sandbox."""
+
+
+class Offers:
+    """``pools``: how many ready sandboxes to keep of an environment, where somebody said so."""
+
+    def __init__(self, nodes: NodeBook, catalog: Catalog, pools: Mapping[str, int], clock: Clock) -> None:
+        self._nodes = nodes
+        self._catalog = catalog
+        self._pool_sizes = dict(pools)
+        self._clock = clock
+        self._pools: dict[str, tuple[SandboxSpec, int]] = {}
+        self._known: dict[str, tuple[float, Offer]] = {}
+
+    async def of(self, request: LeaseRequest) -> Offer:
+        if request.env:
+            if request.image or request.spec is not None:
+                raise InvalidRequest("a lease names either an environment or an image, not both", hint="Drop one.")
+            offer = await self._env(request.env)
+            return Offer(offer.spec, request.recovery or offer.recovery, offer.env)
+        if request.spec is not None:
+            if request.image and request.image != request.spec.image:
+                raise InvalidRequest(f"image {request.image!r} is not that of the spec, {request.spec.image!r}")
+            return Offer(request.spec, request.recovery or "none")
+        return Offer(SandboxSpec(image=request.image), request.recovery or "none")
+
+    async def _env(self, env: str) -> Offer:
+        """Reading an environment's files costs more than a claim; a new build may be seen this little later."""
+        now = self._clock.now()
+        known = self._known.get(env)
+        if known is not None and now - known[0] < _FRESH_S:
+            return known[1]
+        spec = await asyncio.to_thread(self._catalog.spec, env)
+        view = await asyncio.to_thread(self._catalog.view, env)
+        await self._keep_warm(env, spec)
+        offer = Offer(spec, view.recovery, view)
+        self._known[env] = (now, offer)
+        return offer
+
+    async def _keep_warm(self, env: str, spec: SandboxSpec) -> None:
+        """The first lease of an environment fills its pool; a newly built one drains the pool of its predecessor."""
+        before = self._pools.get(env)
+        if before is not None and before[0] == spec:
+            return
+        size = self._pool_sizes.get(env)
+        if size is None:
+            size = await asyncio.to_thread(self._catalog.pool_size, env)
+        self._pools[env] = (spec, size)
+        for node in self._nodes:
+            if before is not None:
+                await node.set_pool(before[0], 0)
+            await node.set_pool(spec, size)
+
+    async def warm(self) -> None:
+        """Fill the pools that were asked for at the start; none of them if one cannot be."""
+        specs = {env: await asyncio.to_thread(self._catalog.spec, env) for env in self._pool_sizes}
+        for env, spec in specs.items():
+            await self._keep_warm(env, spec)
+
+    async def warm_node(self, name: str) -> None:
+        """Tell a node that has (re)joined which pools to keep."""
+        for spec, size in list(self._pools.values()):
+            await self._nodes.get(name).set_pool(spec, size)
