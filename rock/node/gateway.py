@@ -38,7 +38,7 @@ class Gateway:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._server: asyncio.Server | None = None
-        self._splices: dict[asyncio.Task[None], str] = {}
+        self._splices: dict[asyncio.Task[None], Record | None] = {}
         self.host = ""
         self.port = 0
 
@@ -51,9 +51,10 @@ class Gateway:
             self._server.close()
         await self._cut(list(self._splices))
 
-    def lease_ended(self, lease_id: str) -> None:
-        for task, of_lease in self._splices.items():
-            if of_lease == lease_id:
+    def sandbox_ended(self, record: Record) -> None:
+        """By sandbox, not by lease: its lease may have another sandbox here by now."""
+        for task, spliced in self._splices.items():
+            if spliced is record:
                 task.cancel()
 
     async def _cut(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -64,10 +65,10 @@ class Gateway:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._splices[task] = ""
+        self._splices[task] = None
         try:
             record = await self._admit(reader)
-            self._splices[task] = record.grant.lease_id if record.grant else ""
+            self._splices[task] = record
             await self._splice(record, reader, writer)
         except RockError as error:
             writer.write(orjson.dumps({"ok": False, "error": error.to_problem()}) + b"\n")

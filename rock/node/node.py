@@ -219,7 +219,7 @@ class Node:
         if record is None or record.state not in LIVING:
             return
         if record.grant is not None:
-            self._gateway.lease_ended(record.grant.lease_id)
+            self._gateway.sandbox_ended(record)
         if record.state is SandboxState.STARTING:
             raise Conflict(f"sandbox {sandbox_id} is starting", hint="Wait until it is ready, or drain its pool.")
         log.debug("sandbox=%s released: %s", sandbox_id, reason)
