@@ -2,32 +2,32 @@
 
 Invariants of every plan:
 - never more than ``slots`` starts (starting containers together is no quicker beyond a few), never more sandboxes than
-  ``room`` after its evictions;
-- claims that wait come before pools that want to be warm, and among pools with waiting claims each gets a start before
-  any gets a second one, so that one image cannot starve another;
-- only idle ready sandboxes are evicted: those of a drained pool (target 0), and otherwise one for each claim that waits
-  in another pool of a full node. What a pool has above its target is kept: it was started for a demand that may return;
+  ``room`` after its evictions, never more than ``refills`` starts that no claim waits for;
+- claims that wait come before pools that want to be warm, in the order they are given (:mod:`rock.domain.fairness`);
+  one that cannot be served now (its pool backs off) does not hold up those behind it;
+- only idle ready sandboxes are evicted: a pool's ``surplus``, and otherwise one for each claim that waits in another
+  pool of a full node;
 - a pool that backs off gets none, and one that has failed lately gets at most one at a time.
+
+How many ready sandboxes a pool wants is :mod:`rock.domain.sizing`'s to say.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-# A pool may grow to this many times its configured target when claims come faster than sandboxes start.
-MAX_GROWTH = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
     digest: str
     target: int
+    """Ready sandboxes it wants, beyond those that claims wait for."""
     ready: int
     starting: int
-    waiting: int
-    """Claims that wait for a sandbox of this pool."""
+    surplus: int = 0
+    """Ready sandboxes that may go if nobody waits for them."""
     backing_off: bool = False
     failing: bool = False
     """Its last sandbox failed: try one at a time until one lives."""
@@ -37,59 +37,87 @@ class PoolState:
 class Plan:
     starts: dict[str, int] = field(default_factory=dict)
     evictions: dict[str, int] = field(default_factory=dict)
-    """Idle ready sandboxes to remove, by pool: of a drained pool, or to make room for a claim elsewhere."""
+    """Idle ready sandboxes to remove, by pool: its surplus, or to make room for a claim elsewhere."""
+    refills: int = 0
+    """Starts that no claim waits for."""
 
 
-def wanted_ready(target: int, claims_per_s: float, start_s: float) -> int:
-    """How many ready sandboxes a pool should keep: by Little's law, the claims that arrive while one starts.
+def plan(pools: Sequence[PoolState], queue: Sequence[str], *, slots: int, room: int, refills: int) -> Plan:
+    """``queue``: the pools of the claims that wait, in the order in which they should be served. ``slots``: starts that
+    may begin now. ``room``: sandboxes that may still be added before the node is full. ``refills``: how many of the
+    starts may be for no claim yet."""
+    made = _Making(pools, Counter(queue), max(0, slots), max(0, room))
+    coming = {pool.digest: pool.ready + pool.starting for pool in pools}
+    for digest in queue:
+        if not made.slots:
+            break
+        if coming[digest]:
+            coming[digest] -= 1  # one on its way will be its
+        else:
+            made.start(digest, may_evict=True)
 
-    Never below the configured ``target`` and never above ``MAX_GROWTH`` times it; a target of 0 stays 0.
-    """
-    if target <= 0:
-        return 0
-    return max(target, min(MAX_GROWTH * target, math.ceil(claims_per_s * start_s)))
+    refilled = 0
+    progress = True
+    while refilled < refills and progress:
+        progress = False
+        for pool in pools:
+            if refilled < refills and made.lacks(pool) and made.start(pool.digest, may_evict=False):
+                refilled, progress = refilled + 1, True
+    return Plan(+made.starts, +made.evictions, refilled)
 
 
-def plan(pools: Sequence[PoolState], *, slots: int, room: int) -> Plan:
-    """``slots``: starts that may begin now. ``room``: sandboxes that may still be added before the node is full."""
-    starts = {pool.digest: 0 for pool in pools}
-    evictions = {p.digest: 0 if p.target else max(0, p.ready - p.waiting) for p in pools}
-    slots, room = max(0, slots), max(0, room)
+class Refills:
+    """The rate of starts that no claim waits for (a token bucket): pools that fill up must not take the machine from
+    the sandboxes that work."""
 
-    def still_allowed(pool: PoolState) -> bool:
-        if pool.backing_off:
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._tokens, self._at = float(burst), 0.0
+
+    def available(self, now: float) -> int:
+        self._tokens = min(float(self._burst), self._tokens + max(0.0, now - self._at) * self._per_s)
+        self._at = now
+        return int(self._tokens)
+
+    def spend(self, starts: int) -> None:
+        self._tokens -= starts
+
+
+class _Making:
+    """A plan while it is made."""
+
+    def __init__(self, pools: Sequence[PoolState], waiting: Counter[str], slots: int, room: int) -> None:
+        self._pools = {pool.digest: pool for pool in pools}
+        self._waiting = waiting
+        self.slots, self._room = slots, room
+        self.starts: Counter[str] = Counter()
+        self.evictions = Counter({p.digest: max(0, min(p.surplus, p.ready - waiting[p.digest])) for p in pools})
+
+    def lacks(self, pool: PoolState) -> bool:
+        has = pool.ready + pool.starting + self.starts[pool.digest]
+        return has < self._waiting[pool.digest] + pool.target
+
+    def start(self, digest: str, *, may_evict: bool) -> bool:
+        """One more of the pool, if it and the node allow it."""
+        pool = self._pools[digest]
+        trying = pool.starting + self.starts[digest]
+        if not self.slots or pool.backing_off or (pool.failing and trying):
             return False
-        return not pool.failing or pool.starting + starts[pool.digest] == 0
+        if self._room:
+            self._room -= 1
+        elif may_evict and (victim := self._idle_elsewhere(digest)) is not None:
+            self.evictions[victim] += 1
+        else:
+            return False
+        self.starts[digest] += 1
+        self.slots -= 1
+        return True
 
-    def idle_elsewhere(pool: PoolState) -> str | None:
-        idle = [p for p in pools if p.digest != pool.digest and p.ready - evictions[p.digest] > p.waiting]
-        return max(idle, key=lambda p: p.ready - evictions[p.digest]).digest if idle else None
+    def _idle_elsewhere(self, digest: str) -> str | None:
+        """The pool with the most idle ready sandboxes to spare."""
 
-    progress = True
-    while slots and progress:
-        progress = False
-        for pool in pools:
-            served = pool.ready + pool.starting + starts[pool.digest]
-            if not slots or pool.waiting <= served or not still_allowed(pool):
-                continue
-            if room:
-                room -= 1
-            elif (victim := idle_elsewhere(pool)) is not None:
-                evictions[victim] += 1
-            else:
-                continue
-            starts[pool.digest] += 1
-            slots -= 1
-            progress = True
+        def spare(pool: PoolState) -> int:
+            return pool.ready - self.evictions[pool.digest] - self._waiting[pool.digest]
 
-    progress = True
-    while slots and room and progress:
-        progress = False
-        for pool in pools:
-            served = pool.ready + pool.starting + starts[pool.digest]
-            if not slots or not room or served >= pool.waiting + pool.target or not still_allowed(pool):
-                continue
-            starts[pool.digest] += 1
-            slots, room, progress = slots - 1, room - 1, True
-
-    return Plan({d: n for d, n in starts.items() if n}, {d: n for d, n in evictions.items() if n})
+        idle = [pool for pool in self._pools.values() if pool.digest != digest and spare(pool) > 0]
+        return max(idle, key=spare).digest if idle else None

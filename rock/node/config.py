@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rock.domain.backoff import BackoffPolicy
+from rock.domain.quarantine import QuarantinePolicy
+from rock.domain.sizing import SizingPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +33,15 @@ class NodeConfig:
     gateway_host: str = "127.0.0.1"
     """Where the data plane listens: its own address if clients on other machines are to reach it."""
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
-    idle_pool_s: float = 900.0
-    """A pool that nobody has claimed from this long is drained; the next claim fills it again."""
+    sizing: SizingPolicy = field(default_factory=SizingPolicy)
+    refill_per_s: float = 8.0
+    """Starts for warm pools at most, beside ``max_starting``: what a start costs is paid by the sandboxes that work."""
+    max_ready_age_s: float = 3600.0
+    """One that waited longer in a pool is replaced: connections, caches and clocks inside it grow stale."""
+    crowded_at: float = 0.85
+    """From this share of the machine's memory on, pools keep no more than is configured; see ``full_at``."""
+    full_at: float = 0.93
+    """From here on they are not refilled at all: what memory is left is for sandboxes that somebody waits for."""
+    quarantine: QuarantinePolicy = field(default_factory=QuarantinePolicy)
+    quick_death_s: float = 5.0
+    """One that dies this soon after it became ready counts against its image; one that lives longer speaks for it."""

@@ -1,7 +1,8 @@
 """The node's book of its sandboxes and pools. Synchronous: every change is whole before anyone else runs.
 
-Invariants: a sandbox is handed to at most one claim, and only from *ready*; claims of a pool are served in the order
-they came; a claim that gave up gets nothing; everyone who listens hears of every change of state.
+Invariants: a sandbox is handed to at most one claim, and only from *ready*; claims that wait are served fairly between
+runs and in the order they came within a run; none waits while its pool has one ready; a claim that gave up gets
+nothing; a claim of a quarantined image does not wait; everyone who listens hears of every change of state.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from datetime import UTC, datetime
 
 from rock.domain.clock import Clock
 from rock.domain.errors import RockError
-from rock.domain.pools import Plan, PoolState, plan, wanted_ready
+from rock.domain.fairness import FairQueue
+from rock.domain.pools import Plan, PoolState, Refills, plan
 from rock.domain.sandbox import LIVING, SandboxState, transition
 from rock.node.config import NodeConfig
+from rock.node.quarantine import ImageQuarantine, sentence
 from rock.node.record import Grant, Pool, Record, Waiter
 from rock.wire.models import EventView, Evidence, SandboxSpec, SandboxView
 
 log = logging.getLogger(__name__)
+
+_OURS = frozenset({SandboxState.STARTING, SandboxState.READY})
+_ALIVE = frozenset({SandboxState.READY, SandboxState.LEASED})
 
 
 class Fleet:
@@ -33,6 +39,11 @@ class Fleet:
         self.records: dict[str, Record] = {}
         self.pools: dict[str, Pool] = {}
         self._by_lease: dict[str, Record] = {}
+        self._queue: FairQueue[Waiter] = FairQueue()
+        self._refills = Refills(config.refill_per_s, max(config.max_starting, int(config.refill_per_s)))
+        self.quarantine = ImageQuarantine(config, clock, self.emit)
+        self.memory_share = 0.0
+        """Of the machine's memory in use, as last measured."""
         self._on_change: list[Callable[[SandboxView], None]] = []
         self._on_event: list[Callable[[EventView], None]] = []
         self.claims = 0
@@ -56,11 +67,21 @@ class Fleet:
     # --- looking things up
 
     def pool(self, spec: SandboxSpec) -> Pool:
-        digest = spec.digest
-        if digest not in self.pools:
-            self.pools[digest] = Pool.of(spec, self.config, self._rng)
-            self.pools[digest].used_at = self.clock.now()
-        return self.pools[digest]
+        return self._pool(spec, spec.digest)
+
+    def pool_of(self, record: Record) -> Pool:
+        return self._pool(record.spec, record.digest)
+
+    def _pool(self, spec: SandboxSpec, digest: str) -> Pool:
+        pool = self.pools.get(digest)
+        if pool is None:
+            pool = self.pools[digest] = Pool.of(spec, digest, self.config, self._rng)
+            pool.sizer.used_at = self.clock.now()
+        return pool
+
+    def waiting(self, pool: Pool) -> int:
+        """Claims that wait for a sandbox of the pool."""
+        return self._queue.waiting(pool.digest)
 
     def of_lease(self, lease_id: str) -> Record | None:
         return self._by_lease.get(lease_id)
@@ -79,9 +100,10 @@ class Fleet:
         now = datetime.now(UTC)
         shared_dir = self.config.run_dir / sandbox_id
         record = Record(sandbox_id, spec, shared_dir, SandboxState.REQUESTED, now, now)
+        record.requested_at = self.clock.now()
         self.records[sandbox_id] = record
         self.move(record, SandboxState.STARTING)
-        self.pool(spec).starting += 1
+        self.pool_of(record).starting += 1
         return record
 
     def move(self, record: Record, to: SandboxState) -> None:
@@ -93,15 +115,19 @@ class Fleet:
             callback(view)
 
     def became_ready(self, record: Record, start_s: float) -> None:
-        pool = self.pool(record.spec)
+        pool = self.pool_of(record)
         pool.starting -= 1
-        pool.note_start(start_s)
+        pool.sizer.starts.note(start_s)
         pool.last_error = None
         record.start_s = start_s
+        record.image_version = pool.image_version
         record.ready_at = self.clock.now()
         self.move(record, SandboxState.READY)
-        while pool.waiters:
-            waiter = pool.waiters.popleft()
+        self._offer(record, pool)
+
+    def _offer(self, record: Record, pool: Pool) -> None:
+        """To the claim whose turn it is, else on the shelf."""
+        while (waiter := self._queue.pop(pool.digest)) is not None:
             if not waiter.future.done():
                 self._lease(record, waiter.grant)
                 waiter.future.set_result(record)
@@ -109,8 +135,8 @@ class Fleet:
         pool.ready.append(record)
 
     def take_ready(self, pool: Pool, grant: Grant) -> Record | None:
-        """The ready sandbox that has waited longest, now *leased*; None if there is none or others wait already."""
-        if pool.waiting or not pool.ready:
+        """The ready sandbox that has waited longest, now *leased*; None if there is none."""
+        if not pool.ready:
             return None
         record = pool.ready.popleft()
         self._lease(record, grant)
@@ -132,27 +158,29 @@ class Fleet:
 
     def withdraw(self, record: Record) -> None:
         """Take it off the shelf: it may be dead, so nobody may get it."""
-        pool = self.pool(record.spec)
+        pool = self.pool_of(record)
         if record in pool.ready:
             pool.ready.remove(record)
 
     def restore(self, record: Record) -> None:
         """The suspicion was wrong."""
         if record.state is SandboxState.READY:
-            self.pool(record.spec).ready.append(record)
+            self._offer(record, self.pool_of(record))
 
     def release(self, record: Record) -> None:
         if record.state is SandboxState.STARTING:
-            self.pool(record.spec).starting -= 1
+            self.pool_of(record).starting -= 1
+        elif record.state is SandboxState.LEASED:
+            self.quarantine.succeeded(record)
         self.withdraw(record)
         self._end_grant(record)
         self.move(record, SandboxState.RELEASED)
 
     def fail(self, record: Record, evidence: Evidence, error: RockError | None = None) -> None:
         """Book its failure. One that failed before anyone had it makes its pool back off."""
-        pool = self.pool(record.spec)
-        was_ours = record.state in {SandboxState.STARTING, SandboxState.READY}
-        if record.state is SandboxState.STARTING:
+        pool = self.pool_of(record)
+        state = record.state
+        if state is SandboxState.STARTING:
             pool.starting -= 1
         self.withdraw(record)
         self._end_grant(record)
@@ -160,11 +188,13 @@ class Fleet:
         self.failures += 1
         self.move(record, SandboxState.FAILED)
         run_id = record.grant.run_id if record.grant else ""
-        self.emit("sandbox.failed", record.id, _sentence(evidence), run_id)
-        if was_ours:
-            pool.last_error = error or RockError(_sentence(evidence))
+        self.emit("sandbox.failed", record.id, sentence(evidence), run_id)
+        if state in _OURS:
+            pool.last_error = error or RockError(sentence(evidence), cause="\n".join(evidence.last_output[-5:]))
             wait_s = pool.backoff.failed(self.clock.now())
             log.info("pool=%s failures=%d retry_in_s=%.2f", pool.digest, pool.backoff.failures, wait_s)
+        if self.quarantine.failed(record, state, evidence, error):
+            self.refuse_waiting(pool, self.quarantine.error(pool))
 
     def _end_grant(self, record: Record) -> None:
         # By identity: a claim whose first sandbox died at the hand-over has a second one under the same lease by now.
@@ -179,16 +209,14 @@ class Fleet:
 
     def wait(self, pool: Pool, waiter: Waiter) -> None:
         pool.misses += 1
-        pool.waiters.append(waiter)
+        self._queue.push(pool.digest, waiter.grant.run_id, waiter)
 
     def give_up(self, pool: Pool, waiter: Waiter) -> None:
-        if waiter in pool.waiters:
-            pool.waiters.remove(waiter)
+        self._queue.remove(pool.digest, waiter.grant.run_id, waiter)
 
     def refuse_waiting(self, pool: Pool, error: RockError) -> None:
         """Waiting longer cannot help them: the image does not exist, the spec is wrong."""
-        while pool.waiters:
-            waiter = pool.waiters.popleft()
+        for waiter in self._queue.drain(pool.digest):
             if not waiter.future.done():
                 waiter.future.set_exception(type(error)(error.message, hint=error.hint, cause=error.cause))
 
@@ -196,47 +224,58 @@ class Fleet:
 
     def plan(self) -> Plan:
         now = self.clock.now()
+        self._note_survivors(now)
         counts = self.counts()
         states = [self._pool_state(pool, now) for pool in self.pools.values()]
-        return plan(
+        refills = self._refills.available(now) if self.memory_share < self.config.full_at else 0
+        made = plan(
             states,
+            list(self._queue.order()),
             slots=self.config.max_starting - counts[SandboxState.STARTING],
             room=self.config.capacity - sum(counts.values()),
+            refills=refills,
         )
+        self._refills.spend(made.refills)
+        return made
 
     def _pool_state(self, pool: Pool, now: float) -> PoolState:
-        if pool.backoff.failures and any(now - r.ready_at > self.config.backoff.cap_s / 6 for r in pool.ready):
-            pool.backoff.succeeded()  # one has lived a good while: whatever it was is over
+        target = pool.sizer.target(now, may_grow=self.memory_share < self.config.crowded_at)
+        ready, waiting = len(pool.ready), self.waiting(pool)
+        stale = sum(1 for record in pool.ready if self._stale(record, pool, now))
+        surplus = pool.sizer.surplus(now, ready=ready - stale, starting=pool.starting, waiting=waiting)
+        if stale and ready > target:
+            surplus = max(surplus, min(stale, ready - target))
         return PoolState(
             digest=pool.digest,
-            target=wanted_ready(0 if self._idle(pool, now) else pool.target, pool.claims_per_s(now), pool.start_s),
-            ready=len(pool.ready),
+            target=target + (1 if stale and target else 0),  # its replacement first, then the stale one goes
+            ready=ready,
             starting=pool.starting,
-            waiting=pool.waiting,
-            backing_off=not pool.backoff.may_try(now),
-            failing=pool.backoff.failures > 0,
+            surplus=surplus,
+            backing_off=not pool.backoff.may_try(now) or self.quarantine.refuses(pool.digest),
+            failing=pool.backoff.failures > 0 or self.quarantine.on_trial(pool.digest),
         )
 
-    def _idle(self, pool: Pool, now: float) -> bool:
-        return now - pool.used_at >= self.config.idle_pool_s
+    def _stale(self, record: Record, pool: Pool, now: float) -> bool:
+        return now - record.ready_at >= self.config.max_ready_age_s
+
+    def _note_survivors(self, now: float) -> None:
+        """What lives for a while shows that its image can, and that starting it makes sense again."""
+        for record in self.records.values():
+            if record.survived or record.state not in _ALIVE or now - record.ready_at < self.config.quick_death_s:
+                continue
+            self.pool_of(record).backoff.succeeded()
+            self.quarantine.succeeded(record)
 
     def drop_idle_pools(self) -> None:
         """Forget the pools that nobody wants any more and that hold nothing."""
         now = self.clock.now()
-        in_use = {record.spec.digest for record in self.records.values()}
+        self.quarantine.forget()
+        in_use = {record.digest for record in self.records.values()}
         for pool in list(self.pools.values()):
-            if pool.idle and self._idle(pool, now) and pool.digest not in in_use:
+            wanted = pool.sizer.limits.minimum or self.waiting(pool)
+            if pool.sizer.idle(now) and not wanted and pool.digest not in in_use:
                 del self.pools[pool.digest]
 
     @property
     def living(self) -> int:
         return sum(1 for record in self.records.values() if record.state in LIVING)
-
-
-def _sentence(evidence: Evidence) -> str:
-    parts = [evidence.cause]
-    if evidence.exit_code is not None:
-        parts.append(f"exit code {evidence.exit_code}")
-    if evidence.detail:
-        parts.append(evidence.detail)
-    return ": ".join(parts)

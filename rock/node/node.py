@@ -32,6 +32,7 @@ from rock.domain.errors import (
     StorageError,
 )
 from rock.domain.sandbox import LIVING, SandboxState
+from rock.domain.sizing import PoolLimits
 from rock.node import starting
 from rock.node.config import NodeConfig
 from rock.node.fleet import Fleet
@@ -145,7 +146,9 @@ class Node:
             raise PlatformUnavailable(f"node {self.name} is shutting down")
         grant = Grant(lease_id, token_sha256, epoch, run_id)
         pool = self._fleet.pool(spec)
-        pool.note_claim(self._fleet.clock.now())
+        self._fleet.quarantine.check(pool)
+        pool.claims += 1
+        pool.sizer.note_claim(self._fleet.clock.now())
         if isinstance(pool.last_error, ImageNotFound | InvalidRequest):
             pool.last_error = None
             pool.backoff.succeeded()  # it may have been built since: each claim gets its own try
@@ -203,7 +206,8 @@ class Node:
         counts = self._fleet.counts()
         total = sum(counts.values())
         message = (
-            f"no sandbox of {what} within {wait_s:g} s: {pool.starting} starting, {pool.waiting} other claims waiting, "
+            f"no sandbox of {what} within {wait_s:g} s: {pool.starting} starting, "
+            f"{self._fleet.waiting(pool)} other claims waiting, "
             f"{pool.backoff.failures} failed in a row; node {self.name} has {total} of at most {self._config.capacity}"
         )
         if error is not None:
@@ -229,7 +233,8 @@ class Node:
         if not 0 <= target <= self._config.capacity:
             raise InvalidRequest(f"a pool of {target} does not fit: the node holds {self._config.capacity} sandboxes")
         pool = self._fleet.pool(spec)
-        pool.target, pool.used_at = target, self._fleet.clock.now()
+        pool.sizer.limits = PoolLimits(target)
+        pool.sizer.used_at = self._fleet.clock.now()
         self._supervisor.wake()
 
     async def fence(self, leases: Mapping[str, int]) -> Sequence[str]:
@@ -243,10 +248,18 @@ class Node:
         return ended
 
     async def quarantine(self) -> Sequence[QuarantineView]:
-        return []
+        return self._fleet.quarantine.views()
+
+    async def restore_quarantine(self, views: Sequence[QuarantineView]) -> None:
+        self._fleet.quarantine.restore(views)
 
     async def clear_quarantine(self, subject: str) -> bool:
-        return False
+        cleared = self._fleet.quarantine.clear(subject, "somebody cleared it")
+        if cleared and (pool := self._fleet.pools.get(subject)) is not None:
+            pool.backoff.succeeded()
+            pool.image_checked = False
+            self._supervisor.wake()
+        return cleared
 
     # --- looking and one-off work
 
@@ -260,20 +273,24 @@ class Node:
 
     async def view(self) -> NodeView:
         memory = psutil.virtual_memory()
+        counts = self._fleet.counts()
         return NodeView(
             name=self.name,
             runtime=self._runtime.name,
             healthy=self._supervisor.healthy,
             detail=self._supervisor.detail,
-            sandboxes=dict(self._fleet.counts()),
+            sandboxes=dict(counts),
             capacity=self._config.capacity,
             cpu_percent=self._supervisor.cpu.percent,
             memory_used_bytes=memory.total - memory.available,
             memory_total_bytes=memory.total,
-            pools=tuple(pool.view() for pool in self._fleet.pools.values()),
+            pools=tuple(pool.view(self._fleet.waiting(pool)) for pool in self._fleet.pools.values()),
             claims=self._fleet.claims,
             failures=self._fleet.failures,
             started_at=self._started_at,
+            starting=counts[SandboxState.STARTING],
+            max_starting=self._config.max_starting,
+            quarantined=self._fleet.quarantine.subjects(),
         )
 
     async def sandboxes(self) -> Sequence[SandboxView]:

@@ -12,13 +12,10 @@ from pathlib import Path
 from rock.domain.backoff import Backoff
 from rock.domain.errors import RockError
 from rock.domain.sandbox import SandboxState
+from rock.domain.sizing import Sizer
 from rock.node.config import NodeConfig
 from rock.wire.guest_client import GuestClient
 from rock.wire.models import Evidence, PoolView, SandboxSpec, SandboxView
-
-# Claims remembered to estimate how fast they come, and how old they may be to count.
-_RATE_SAMPLES = 32
-_RATE_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +37,14 @@ class Record:
     created_at: datetime
     changed_at: datetime
     handle: str = ""
+    digest: str = ""
+    """Of its spec: the key of its pool. Kept, because computing it costs more than the rest of a claim."""
     start_s: float | None = None
+    requested_at: float = 0.0
     ready_at: float = 0.0
+    image_version: str = ""
+    survived: bool = False
+    """It has lived long enough to speak for its image."""
     grant: Grant | None = None
     evidence: Evidence | None = None
     client: GuestClient | None = None
@@ -51,6 +54,9 @@ class Record:
     examined: bool = False
     """Somebody is finding out whether it is dead; nobody may hand it out meanwhile."""
     removing: bool = False
+
+    def __post_init__(self) -> None:
+        self.digest = self.digest or self.spec.digest
 
     @property
     def socket_path(self) -> str:
@@ -83,56 +89,35 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class Pool:
-    """The ready sandboxes of one spec, and the claims that wait for one. First come, first served."""
+    """The ready sandboxes of one spec. Who waits for one stands in the fleet's queue."""
 
     spec: SandboxSpec
     digest: str
     backoff: Backoff
-    target: int = 0
+    sizer: Sizer
     ready: deque[Record] = field(default_factory=deque)
-    waiters: deque[Waiter] = field(default_factory=deque)
     starting: int = 0
     claims: int = 0
     misses: int = 0
     last_error: RockError | None = None
     image_checked: bool = False
-    start_s: float = 1.0
-    """Moving average of the seconds one takes to start."""
-    used_at: float = 0.0
-    _claimed_at: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_SAMPLES))
+    image_version: str = ""
+    """What the image's name meant when it was last looked up; empty if the runtime cannot say."""
 
     @classmethod
-    def of(cls, spec: SandboxSpec, config: NodeConfig, rng: random.Random) -> Pool:
-        return cls(spec, spec.digest, Backoff(config.backoff, rng))
+    def of(cls, spec: SandboxSpec, digest: str, config: NodeConfig, rng: random.Random) -> Pool:
+        return cls(spec, digest, Backoff(config.backoff, rng), Sizer(config.sizing))
 
-    @property
-    def waiting(self) -> int:
-        return sum(1 for waiter in self.waiters if not waiter.future.done())
-
-    @property
-    def idle(self) -> bool:
-        return not (self.target or self.ready or self.starting or self.waiters)
-
-    def note_claim(self, now: float) -> None:
-        self.claims += 1
-        self.used_at = now
-        self._claimed_at.append(now)
-
-    def claims_per_s(self, now: float) -> float:
-        recent = [at for at in self._claimed_at if now - at <= _RATE_WINDOW_S]
-        return len(recent) / max(1.0, now - recent[0]) if len(recent) > 1 else 0.0
-
-    def note_start(self, start_s: float) -> None:
-        self.start_s += 0.3 * (start_s - self.start_s)
-
-    def view(self) -> PoolView:
+    def view(self, waiting: int) -> PoolView:
         return PoolView(
             image=self.spec.image,
             env=self.spec.env,
             digest=self.digest,
-            target=self.target,
+            target=self.sizer.limits.ready,
+            level=self.sizer.level,
             ready=len(self.ready),
             starting=self.starting,
+            waiting=waiting,
             claims=self.claims,
             misses=self.misses,
         )

@@ -162,6 +162,8 @@ class NodeView(Message):
     last_seen_at: datetime | None = None
     address: str = ""
     """Where its data plane listens."""
+    quarantined: tuple[str, ...] = ()
+    """Pool digests of the images that it refuses."""
     generation: int = 0
     """Counts the connections that control had to make to it; 0 for a node in control's own process."""
 
@@ -177,8 +179,12 @@ class PoolView(Message):
     env: str
     digest: str
     target: int
+    """What is configured; ``level`` is what it keeps now, from demand."""
+    level: int = 0
     ready: int
     starting: int
+    waiting: int = 0
+    """Claims that wait for one."""
     claims: int = 0
     misses: int = 0
 
@@ -460,6 +466,17 @@ class QuarantineView(Message):
     failures: int
     since: datetime
     node: str = ""
+    """Where it failed; several are separated by commas. Empty for a task."""
+    retry_at: datetime | None = None
+    """When it is tried once more; what lies in the past is on trial."""
+
+
+class TaskFailure(Message):
+    """``POST /v1/quarantine/tasks``: the environment itself failed at this task, through no fault of the policy."""
+
+    env: Annotated[str, Field(min_length=1, max_length=100)]
+    task: Annotated[str, Field(min_length=1, max_length=150)]
+    reason: Annotated[str, Field(max_length=2000)]
 
 
 Scope = Literal["read", "run", "admin"]
