@@ -22,6 +22,7 @@ from rock.domain.errors import Fault, RockError
 from rock.domain.outcome import Completed, Outcome, Truncated, Void, VoidCause
 from roll_core.engines.base import Engine, SamplingParams
 from roll_core.errors import NoProgress
+from roll_core.rollout.clock import now_s
 from roll_core.rollout.prompting import Prompter
 from roll_core.rollout.sessions import Session, SessionFactory
 from roll_core.rollout.work import EpisodeSpec
@@ -106,7 +107,7 @@ class Episode:
         try:
             opening = stack.enter_async_context(self._player.sessions.open(self.spec.task, self.spec.seed))
             session = await self._within("open", opening, limits.open_s)
-            self._opened_s = time.monotonic()
+            self._opened_s = now_s()
             self._sandbox_id = session.sandbox_id
             reset = session.reset(self.spec.task, self.spec.seed, self._player.env_options or None)
             observation, info = await self._within("reset", reset, limits.reset_s)
@@ -124,9 +125,9 @@ class Episode:
             room = limits.max_context_tokens - len(sequence)
             if room < 1:
                 return Truncated("context", self._reward)
-            started_s = time.monotonic()
+            started_s = now_s()
             generation = await self._generate(sequence, min(room, limits.max_tokens_per_turn))
-            generated_s = time.monotonic()
+            generated_s = now_s()
             if generation.finish_reason == "abort":
                 return Void(VoidCause.PLATFORM, "the engine aborted the generation")
             sequence += generation.token_ids
@@ -140,7 +141,7 @@ class Episode:
             observation, reward, terminated, truncated, info = await self._step(session, response.action, observation)
             self._reward += reward
             valid = response.valid and bool(info.get("is_action_valid", True))
-            env_s = time.monotonic() - generated_s
+            env_s = now_s() - generated_s
             self._turns[-1] = replace(self._turns[-1], reward=reward, env_s=env_s, valid=valid)
             success = bool(info.get("success", terminated and reward > 0))
             if terminated:
@@ -189,7 +190,7 @@ class Episode:
 
     async def _give_back(self, stack: AsyncExitStack) -> None:
         if self._opened_s is not None:
-            self._sandbox_s = time.monotonic() - self._opened_s
+            self._sandbox_s = now_s() - self._opened_s
         try:
             async with asyncio.timeout(self._player.limits.close_s):
                 await stack.aclose()

@@ -7,7 +7,8 @@ filled in the order in which groups were opened, which is what admission's bound
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rock.domain.outcome import Completed, Truncated
@@ -46,6 +47,8 @@ class OpenGroup:
     size: int
     places: list[Place]
     voids: int = 0
+    taken: int = 0
+    """Places that are not to be filled: being played, or finished."""
 
     def finished(self) -> list[Trajectory]:
         return [p for p in self.places if isinstance(p, Trajectory)]
@@ -77,26 +80,37 @@ class GroupBook:
     group_size: int
     extra_members: int = 0
     groups: dict[int, OpenGroup] = field(default_factory=dict)
+    """By index; groups are opened with rising indices, so the first is the oldest."""
+    held: int = 0
+    """Samples being played or finished in groups that are not complete."""
     _of_episode: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _to_fill: list[int] = field(default_factory=list)
+    """A heap of the indices of groups that may have a place to fill; some have none any more."""
 
-    def open(self, index: int, group_id: str, task: str, seed: int) -> OpenGroup:
-        places: list[Place] = [None] * (self.group_size + self.extra_members)
-        group = OpenGroup(index, group_id, task, seed, self.group_size, places)
+    def open(self, index: int, group_id: str, task: str, seed: int, members: Sequence[Place] = ()) -> OpenGroup:
+        """``members``: those that a checkpoint kept."""
+        places = list(members) or [None] * (self.group_size + self.extra_members)
+        taken = sum(place is not None for place in places)
+        group = OpenGroup(index, group_id, task, seed, self.group_size, places, taken=taken)
         self.groups[index] = group
+        self.held += taken
+        heapq.heappush(self._to_fill, index)
         return group
 
     def first_open_place(self) -> tuple[OpenGroup, int] | None:
-        for index in sorted(self.groups):
-            group = self.groups[index]
-            for place, content in enumerate(group.places):
-                if content is None:
-                    return group, place
+        while self._to_fill:
+            group = self.groups.get(self._to_fill[0])
+            if group is not None and group.taken < len(group.places):
+                return group, group.places.index(None)
+            heapq.heappop(self._to_fill)
         return None
 
     def start(self, group: OpenGroup, place: int, episode_id: str, init_version: int) -> None:
         if group.places[place] is not None:
             raise ValueError(f"place {place} of group {group.id} is taken")
         group.places[place] = Running(episode_id, init_version)
+        group.taken += 1
+        self.held += 1
         self._of_episode[episode_id] = (group.index, place)
 
     def finish(self, trajectory: Trajectory) -> OpenGroup:
@@ -109,6 +123,9 @@ class GroupBook:
         group, place = self._release(episode_id)
         group.places[place] = None
         group.voids += 1
+        group.taken -= 1
+        self.held -= 1
+        heapq.heappush(self._to_fill, group.index)
         return group
 
     def complete(self, group: OpenGroup) -> tuple[ReadyGroup, tuple[Running, ...]] | None:
@@ -122,6 +139,7 @@ class GroupBook:
 
     def remove(self, group: OpenGroup) -> None:
         del self.groups[group.index]
+        self.held -= group.taken
         for running in group.running():
             del self._of_episode[running.episode_id]
 
@@ -129,12 +147,24 @@ class GroupBook:
         """Groups with a member initiated before ``version``."""
         return [g for g in self if (oldest := g.oldest_version()) is not None and oldest < version]
 
-    def held(self) -> int:
-        """Samples being played or finished in groups that are not complete."""
-        return sum(place is not None for g in self.groups.values() for place in g.places)
+    @property
+    def oldest(self) -> int | None:
+        """Index of the oldest group."""
+        return next(iter(self.groups), None)
+
+    def before(self, index: int) -> int:
+        """How many groups were opened before the one with this index."""
+        newest = self.newest
+        if index >= newest:
+            return len(self.groups) - (index == newest)
+        return sum(i < index for i in self.groups)
+
+    @property
+    def newest(self) -> int:
+        return next(reversed(self.groups), -1)
 
     def __iter__(self) -> Iterator[OpenGroup]:
-        return iter([self.groups[i] for i in sorted(self.groups)])
+        return iter(tuple(self.groups.values()))
 
     def _release(self, episode_id: str) -> tuple[OpenGroup, int]:
         index, place = self._of_episode.pop(episode_id)

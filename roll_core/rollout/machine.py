@@ -85,7 +85,7 @@ class RolloutMachine:
 
     @property
     def held(self) -> int:
-        return self.groups.held() + self.buffer.samples + len(self._closing)
+        return self.groups.held + self.buffer.samples + len(self._closing)
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class RolloutMachine:
         return EpisodeSpec(episode_id, group.id, group.task, group.seed, sampling_seed, self.engine_version)
 
     def _batches_ahead(self, index: int) -> int:
-        groups_ahead = sum(i < index for i in self.groups.groups) + sum(g.index < index for g in self.buffer.groups)
+        groups_ahead = self.groups.before(index) + self.buffer.before(index)
         return groups_ahead // (self.settings.groups_per_batch + self.settings.extra_groups)
 
     def new_id(self) -> str:
@@ -168,7 +168,7 @@ class RolloutMachine:
     # --- batches and versions ----------------------------------------------------------------------------------------
 
     def batch_ready(self) -> bool:
-        return self.buffer.has(self.settings.groups_per_batch, oldest_open=min(self.groups.groups, default=None))
+        return self.buffer.has(self.settings.groups_per_batch, oldest_open=self.groups.oldest)
 
     def take_batch(self) -> tuple[tuple[Group, ...], Effects]:
         """The groups to train on at ``next_version``, and the end of everything that is too old for the batch after."""
@@ -242,7 +242,7 @@ class RolloutMachine:
             members = tuple(m for m in saved.members if m is not None)
             self.buffer.put(ReadyGroup(saved.index, Group(saved.id, saved.task, members)))
         for saved in state.open_groups:
-            self.groups.open(saved.index, saved.id, saved.task, saved.seed).places = list(saved.members)
+            self.groups.open(saved.index, saved.id, saved.task, saved.seed, saved.members)
         kept = {m.id for saved in (*state.buffered, *state.open_groups) for m in saved.members if m is not None}
         lost = [i for i in state.ledger.in_flight if i not in kept]
         for episode_id in lost:

@@ -8,7 +8,6 @@ once; a fatal error stops new starts and is raised to whoever waits for a batch.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from rock.domain.outcome import LedgerState, Truncated, Void, VoidCause
 from roll_core.errors import PlatformOutage
 from roll_core.rollout.backoff import OutageGuard
+from roll_core.rollout.clock import now_s
 from roll_core.rollout.episode import Episode, Player
 from roll_core.rollout.machine import RolloutMachine
 from roll_core.rollout.work import Booking, Effects, EpisodeSpec
@@ -29,7 +29,10 @@ OUTSIDE_CAUSES = frozenset(set(VoidCause) - {VoidCause.ENVIRONMENT_ERROR})
 
 
 class Slots:
-    """How many episodes may be played at once, shared by training and evaluation."""
+    """How many episodes may be played at once, shared by training and evaluation.
+
+    ``free`` is below 0 after :meth:`resize` to less than is being played: nothing is cut off, less is started.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -37,7 +40,7 @@ class Slots:
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     def take(self) -> bool:
-        if self.free == 0 or self._waiters:
+        if self.free <= 0 or self._waiters:
             return False
         self.free -= 1
         return True
@@ -55,12 +58,20 @@ class Slots:
             raise
 
     def release(self) -> None:
-        while self._waiters:
+        self.free += 1
+        self._serve()
+
+    def resize(self, total: int) -> None:
+        self.free += total - self.total
+        self.total = total
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiters and self.free > 0:
             waiter = self._waiters.popleft()
             if not waiter.done():
+                self.free -= 1
                 waiter.set_result(None)
-                return
-        self.free += 1
 
 
 class Scheduler:
@@ -97,7 +108,7 @@ class Scheduler:
 
     def resume(self) -> None:
         self._paused = False
-        self._fill()
+        self.fill()
 
     def pause(self) -> None:
         """Start nothing new. What is being played goes on."""
@@ -105,7 +116,7 @@ class Scheduler:
 
     def published(self, version: int) -> None:
         self.machine.published(version)
-        self._fill()
+        self.fill()
 
     async def next_batch(self) -> tuple[Group, ...]:
         """The next batch of groups, as soon as it is ready. Raises what made rollout impossible."""
@@ -115,8 +126,13 @@ class Scheduler:
             await self._changed.wait()
         groups, effects = self.machine.take_batch()
         self.carry_out(effects)
-        self._fill()
+        self.fill()
         return groups
+
+    def fail(self, error: BaseException) -> None:
+        """Something that rollout needs is gone: start nothing more, and raise ``error`` to whoever waits."""
+        self._fatal = self._fatal or error
+        self._changed.set()
 
     async def close(self) -> None:
         """Cancel what is being played and wait until every episode has given its sandbox back."""
@@ -137,9 +153,10 @@ class Scheduler:
 
     # --- the episodes ------------------------------------------------------------------------------------------------
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Start what may start now. Who adds slots calls it; every end of an episode does."""
         while not self._paused and self._fatal is None:
-            wait_s = self._guard.wait_s(time.monotonic())
+            wait_s = self._guard.wait_s(now_s())
             if wait_s > 0:
                 self._fill_after(wait_s)
                 return
@@ -157,7 +174,7 @@ class Scheduler:
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self._fill()
+        self.fill()
 
     def _launch(self, spec: EpisodeSpec) -> None:
         episode = self._player.episode(spec)
@@ -174,7 +191,7 @@ class Scheduler:
             self._on_ended(trajectory)
         self.carry_out(self.machine.finished(trajectory))
         self._changed.set()
-        self._fill()
+        self.fill()
 
     def _result(self, episode: Episode, task: asyncio.Task[Trajectory]) -> Trajectory:
         if task.cancelled():
@@ -198,11 +215,11 @@ def note_outcome(guard: OutageGuard, trajectory: Trajectory) -> None:
     if not isinstance(outcome, Void):
         guard.succeeded()
     elif outcome.cause in OUTSIDE_CAUSES:
-        guard.lost(time.monotonic())
+        guard.lost(now_s())
 
 
 def check_outage(guard: OutageGuard, outage_s: float) -> None:
-    down_s = guard.down_for_s(time.monotonic())
+    down_s = guard.down_for_s(now_s())
     if guard.streak > guard.free and down_s > outage_s:
         raise PlatformOutage(
             f"no episode could be played for {down_s:.0f} s ({guard.streak} losses in a row), more than the "
@@ -230,7 +247,7 @@ async def play_measured(
             await slots.acquire()
             try:
                 check_outage(guard, outage_s)
-                await asyncio.sleep(guard.wait_s(time.monotonic()))
+                await asyncio.sleep(guard.wait_s(now_s()))
                 trajectory = await _play_once(new_spec())
             finally:
                 slots.release()

@@ -22,6 +22,7 @@ from roll_core.learners.base import Learner
 from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.episode import Player
 from roll_core.rollout.machine import RolloutMachine
+from roll_core.rollout.pipeline import Pipeline
 from roll_core.rollout.scheduler import Scheduler, Slots
 from roll_core.rollout.work import Booking
 from roll_core.training.batches import make_batch
@@ -75,7 +76,6 @@ class Trainer:
         self._resumed = resumed is not None
         self._saved_step = self.step if resumed else -1
         self._started_s: float | None = None
-        self._learning = False
         self._meter = RolloutMeter()
         self._scheduler = Scheduler(
             parts.machine,
@@ -85,6 +85,13 @@ class Trainer:
             outage_s=parts.recipe.platform.outage_s,
             on_booked=self._booked,
             on_ended=self._ended,
+        )
+        self._pipeline = Pipeline(
+            self._scheduler,
+            parts.engine,
+            lambda groups: parts.worker.run(self._learn, groups),
+            step_deadline_s=parts.recipe.training.step_deadline_s,
+            state=self._state,
         )
         if resumed:
             self._scheduler.carry_out(parts.machine.restore(resumed.machine))
@@ -98,14 +105,16 @@ class Trainer:
             if self._saved_step < 0:
                 await self._save()
             await self._train()
+            await self._pipeline.settled()
             await self._scheduler.close()
             await self._save()
             after = await self._evaluate("after") if evaluating else None
         except (PlatformOutage, asyncio.CancelledError):
-            if not self._learning:  # else learner and machine are a step apart, and the last checkpoint must do
+            if not self._pipeline.learning:  # else learner and machine are a step apart: the last checkpoint must do
                 await self._save()
             raise
         finally:
+            await self._pipeline.close()
             await self._scheduler.close()
         return Summary(self.step, self._before, after, self._elapsed_s())
 
@@ -127,28 +136,22 @@ class Trainer:
 
     async def _one_step(self) -> bool:
         """Whether there was time for it."""
-        training = self._recipe.training
         stats, started_s = self._p.engine.stats(), time.monotonic()
         groups = await self._next_batch()
         if groups is None:
             return False
         got_s = time.monotonic()
         version = self._p.learner.version
-        self._learning = True
-        learning = self._p.worker.run(self._learn, groups)
-        values, weights = await within("the learner's step", learning, training.step_deadline_s, self._state)
-        trained_s = time.monotonic()
-        self._scheduler.carry_out(self._p.machine.trained(groups))
+        learned = await self._pipeline.train_on(groups)
         self.step += 1
-        self._learning = False
-        await self._publish(weights)
         ended_s = time.monotonic()
+        values = dict(learned.values)
         values |= self._meter.values() | staleness(groups, version)
         values |= engine_values(stats, self._p.engine.stats(), ended_s - started_s)
         values |= {
             "time/batch_wait_s": got_s - started_s,
-            "time/learner_s": trained_s - got_s,
-            "time/publish_s": ended_s - trained_s,
+            "time/learner_s": learned.learner_s,
+            "time/publish_wait_s": learned.publish_wait_s,
             "time/step_s": ended_s - started_s,
             "rollout/in_flight": float(self._scheduler.running),
             "rollout/filtered_in_a_row": float(self._p.machine.filtered_in_a_row),
@@ -186,12 +189,6 @@ class Trainer:
         values = dict(self._p.learner.train_step(batch, progress=self._progress()))
         return values, self._p.learner.weights()
 
-    async def _publish(self, weights: Weights) -> None:
-        """In flight: what is being generated goes on under the new weights."""
-        deadline_s = self._recipe.training.step_deadline_s
-        await within("publishing weights to the engine", self._p.engine.load_weights(weights), deadline_s, self._state)
-        self._scheduler.published(weights.version)
-
     def _progress(self) -> float:
         """The share of the run that is over, by steps or by time, whichever is further on."""
         training = self._recipe.training
@@ -214,6 +211,7 @@ class Trainer:
 
     async def _evaluate_between(self) -> None:
         self._scheduler.pause()
+        await self._pipeline.settled()
         await self._evaluate(f"after {self.step} steps")
         self._p.display.phase("reinforcement learning", self._recipe.training.steps, self.step)
         await self._p.reporter.status("training")

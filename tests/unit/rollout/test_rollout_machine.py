@@ -243,11 +243,13 @@ def test_a_void_trajectory_has_no_reward() -> None:
 
 
 @given(st.decimals(0, 8, places=2), st.integers(1, 5000))
+@settings(deadline=None)
 def test_capacity_rounds_down_exactly(alpha, samples) -> None:
     assert Admission(float(alpha), samples).capacity == math.floor((1 + alpha) * samples)
 
 
 @given(alphas, st.integers(1, 20), st.integers(0, 80), st.integers(0, 5), st.integers(0, 5), st.integers(0, 1))
+@settings(deadline=None)
 def test_what_is_admitted_is_fresh_in_the_batch_it_reaches(alpha, samples, held, ahead, version, training) -> None:
     admission = Admission(alpha, samples)
     if admission.may_start(held=held, batches_ahead=ahead, engine_version=version, next_version=version + training):
@@ -266,6 +268,7 @@ def test_the_ledger_refuses_to_book_twice() -> None:
 
 
 @given(st.integers(1, 7), st.integers(), st.integers(0, 30))
+@settings(deadline=None)
 def test_tasks_come_once_per_pass_and_continue_from_any_position(count, seed, position) -> None:
     tasks = [str(i) for i in range(count)]
     queue = TaskQueue(tasks, seed)
