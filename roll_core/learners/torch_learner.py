@@ -67,19 +67,21 @@ class TorchLearner:
     # -- training --------------------------------------------------------------------------------------------------
 
     def train_step(self, batch: TrainBatch, *, progress: float = 0.0) -> dict[str, float]:
-        """All updates on one batch; the version rises by one. Metrics ``learner/…`` are means over response tokens of
-        all updates; ``behaviour_gap`` is |log π_θ − log π_behave|, which on-policy measures engine against learner."""
+        """All updates on one batch; the version rises by one. Metrics ``learner/…`` are means over the response tokens
+        that were scored in all updates (rows without advantage are spared); ``behaviour_gap`` is
+        |log π_θ − log π_behave|, which on-policy measures engine against learner."""
         begin = time.perf_counter()
         self._decay = 1 + (self.config.lr_end - 1) * min(1.0, progress)
         batch = _to(batch, self._device)
         lengths = row_lengths(batch.mask_BT)
-        prox_BT, reference_BT = self._prox(batch, lengths), None
+        telling = self._telling(batch)
+        prox_BT, reference_BT = self._prox(batch, lengths, telling), None
         if self._reference is not None:
             reference_BT = self._no_grad_logprobs(self._reference, batch.tokens_BT, batch.mask_BT, lengths)
         totals: dict[str, float] = defaultdict(float)
         for _ in range(self.config.epochs):
             for rows in self._minibatches(len(lengths)):
-                self._update_on(batch, rows, lengths, prox_BT, reference_BT, totals)
+                self._update_on(batch, rows, telling, lengths, prox_BT, reference_BT, totals)
         self._version += 1
         return self._metrics(totals, batch, sum(lengths), time.perf_counter() - begin)
 
@@ -105,18 +107,27 @@ class TorchLearner:
         order: list[int] = torch.randperm(rows, generator=self._generator).tolist()
         return [order[i::count] for i in range(count)]
 
-    def _prox(self, batch: TrainBatch, lengths: list[int]) -> Tensor | None:
+    def _telling(self, batch: TrainBatch) -> set[int]:
+        """The rows that say anything: where no token has an advantage, no loss has a gradient, and the pass is spared.
+        They keep their weight in the aggregation."""
+        if self.config.entropy_coef > 0 or self._reference is not None:
+            return set(range(len(batch.mask_BT)))
+        told: list[int] = (batch.advantages_BT * batch.mask_BT).any(dim=1).nonzero().flatten().tolist()
+        return set(told)
+
+    def _prox(self, batch: TrainBatch, lengths: list[int], telling: set[int]) -> Tensor | None:
         """log π_prox of the whole batch; None where it is the present policy, known as soon as it is computed."""
         if not self._loss.recompute_prox:
             return batch.behaviour_logprobs_BT
         if self.config.epochs == 1 and self.config.updates_per_batch == 1:
             return None
-        return self._no_grad_logprobs(self.model, batch.tokens_BT, batch.mask_BT, lengths)
+        return self._no_grad_logprobs(self.model, batch.tokens_BT, batch.mask_BT, lengths, sorted(telling))
 
     def _update_on(
         self,
         batch: TrainBatch,
         rows: list[int],
+        telling: set[int],
         lengths: list[int],
         prox_BT: Tensor | None,
         reference_BT: Tensor | None,
@@ -126,7 +137,7 @@ class TorchLearner:
         c, options = self.config, self._loss.options
         weights_BT = torch.zeros_like(batch.mask_BT)
         weights_BT[rows] = token_weights(batch.mask_BT[rows], self._loss.aggregation, options.length)
-        for some in micro_batches(rows, lengths, c.micro_batch_tokens):
+        for some in micro_batches([r for r in rows if r in telling], lengths, c.micro_batch_tokens):
             part = (some, slice(0, lengths[some[0]]))
             mask_BT, behaviour_BT = batch.mask_BT[part], batch.behaviour_logprobs_BT[part]
             scored = self._score(self.model, batch.tokens_BT[part], mask_BT)
@@ -191,11 +202,14 @@ class TorchLearner:
         tokens_BT, mask_BT = tokens_BT.to(self._device), mask_BT.to(self._device)
         return self._no_grad_logprobs(self.model, tokens_BT, mask_BT, row_lengths(mask_BT))
 
-    def _no_grad_logprobs(self, model: CausalLM, tokens_BT: Tensor, mask_BT: Tensor, lengths: list[int]) -> Tensor:
+    def _no_grad_logprobs(
+        self, model: CausalLM, tokens_BT: Tensor, mask_BT: Tensor, lengths: list[int], only: list[int] | None = None
+    ) -> Tensor:
         out_BT = torch.zeros(tokens_BT.shape, dtype=torch.float32, device=self._device)
         with torch.no_grad():
-            for rows in micro_batches(list(range(len(lengths))), lengths, self.config.micro_batch_tokens):
-                part = (rows, slice(0, lengths[rows[0]]))
+            rows = list(range(len(lengths))) if only is None else only
+            for some in micro_batches(rows, lengths, self.config.micro_batch_tokens):
+                part = (some, slice(0, lengths[some[0]]))
                 out_BT[part] = self._score(model, tokens_BT[part], mask_BT[part]).logprobs_BT
         return out_BT
 

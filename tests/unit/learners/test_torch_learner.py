@@ -105,6 +105,21 @@ def test_micro_batches_train_like_one_big_batch(loss: str) -> None:
             assert metrics[name] == pytest.approx(results[0][1][name], abs=1e-5), name
 
 
+@pytest.mark.parametrize("loss", sorted(POLICY_LOSSES))
+def test_rows_without_advantage_are_spared_and_change_nothing(loss: str) -> None:
+    silent, whispering = make_batch(), make_batch()
+    silent.advantages_BT[2:4] = 0.0
+    whispering.advantages_BT[2:4] = 1e-30 * whispering.mask_BT[2:4]  # scored, though it says nothing
+    after, counted = [], []
+    for batch in (silent, whispering):
+        learner = TorchLearner(CausalLM(TINY, seed=1), LearnerConfig(loss=loss, updates_per_batch=2, epochs=2))
+        metrics = learner.train_step(batch)
+        after.append(parameters(learner))
+        counted.append(metrics["learner/loss"])
+    assert torch.allclose(after[0], after[1], atol=1e-6)
+    assert counted[0] == pytest.approx(counted[1], abs=1e-6)
+
+
 def test_the_loss_is_the_registry_s_on_the_whole_batch() -> None:
     batch, model = make_batch(), CausalLM(TINY, seed=1)
     with torch.no_grad():
