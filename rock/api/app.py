@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import os
 
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Response
 
 from rock.api import problems
 from rock.api.fleet_routes import fleet_router
 from rock.api.guard import Guard
+from rock.api.key_routes import key_router
 from rock.api.metrics import metrics_response
+from rock.api.rules import permit
 from rock.api.run_routes import run_router
 from rock.control.control import Control
 
 
 def create_app(control: Control, *, key: str | None = None) -> FastAPI:
-    """``key``: what clients must send as a bearer token; None takes ``ROCK_KEY``, empty asks for none."""
+    """``key``: the owner's, good for everything; None takes ``ROCK_KEY``. Empty: a key is asked for only if some were
+    made (``rock key create``)."""
     app = FastAPI(
         title="ROCK",
         summary="Sandboxes for agents: leased, supervised, single-use.",
         description="Errors are problem documents (RFC 9457) with `detail`, `hint`, `cause` and whose `fault` it was.",
         version="1",
         responses=problems.RESPONSES,
+        dependencies=[Depends(permit)],
     )
     app.state.control = control
     app.state.key = os.environ.get("ROCK_KEY", "") if key is None else key
+    app.state.reachable = False  # whether others than this machine reach it; the server knows
     problems.install(app)
     app.include_router(fleet_router(control), prefix="/v1")
     app.include_router(run_router(control), prefix="/v1")
+    app.include_router(key_router(control), prefix="/v1")
 
     @app.get("/metrics", tags=["platform"], summary="For Prometheus", response_class=Response)
     async def metrics() -> Response:
         return await metrics_response(control)
 
-    app.add_middleware(Guard, key=app.state.key)
+    app.add_middleware(Guard, key=app.state.key, keys=control.keys)
     return app

@@ -1,6 +1,8 @@
-"""Who may pass: the key if one is set, the Host header if none is. Plain ASGI, so that it costs microseconds.
+"""Who asks, and whether they may pass: by key where there are keys, by the Host header where there are none.
 
-Without a key the API listens on the loopback only (:mod:`rock.api.server` refuses anything else). A web page in the
+Plain ASGI, so that it costs microseconds. What a key is good for is decided by the route (:mod:`rock.api.rules`).
+
+Without any key the API listens on the loopback only (:mod:`rock.api.server` refuses anything else). A web page in the
 user's browser could still reach it by pointing a name of its own at 127.0.0.1, so then the Host header must name the
 loopback.
 """
@@ -17,6 +19,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from rock.api.problems import problem_response, request_id
+from rock.api.rules import CALLER
+from rock.control.keys import OWNER, Caller, KeyRing
 from rock.domain.errors import RockError, Unauthorized
 
 log = logging.getLogger("rock.api.access")
@@ -32,11 +36,13 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 
 
 class Guard:
-    """``key`` empty: no key is asked for."""
+    """``key``: the owner's, with which the platform was started; ``keys``: those made since. Neither: no key is asked
+    for."""
 
-    def __init__(self, app: App, key: str) -> None:
+    def __init__(self, app: App, key: str, keys: KeyRing) -> None:
         self._app = app
         self._key_sha256 = hashlib.sha256(key.encode()).digest() if key else b""
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,11 +63,17 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(headers)
-            if refusal is not None:
+            try:
+                caller = self._caller(headers)
+                self._keys.enter(caller)
+            except RockError as refusal:
                 await problem_response(refusal)(scope, receive, send_with_id)
-            else:
+                return
+            scope[CALLER] = caller
+            try:
                 await self._app(scope, receive, send_with_id)
+            finally:
+                self._keys.leave(caller)
         finally:
             log.debug(
                 "request=%s %s %s status=%d ms=%.1f",
@@ -73,17 +85,26 @@ class Guard:
             )
             request_id.reset(token)
 
-    def _refusal(self, headers: dict[bytes, bytes]) -> RockError | None:
-        if self._key_sha256:
+    def _caller(self, headers: dict[bytes, bytes]) -> Caller:
+        """Raises Unauthorized."""
+        if self._key_sha256 or len(self._keys):
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            right = hmac.compare_digest(hashlib.sha256(given.strip()).digest(), self._key_sha256)
-            if scheme.lower() == b"bearer" and right:
-                return None
-            return Unauthorized("the key is missing or wrong", hint="Set ROCK_KEY to the key the platform was given.")
+            found = self._holder(given.strip()) if scheme.lower() == b"bearer" else None
+            if found is None:
+                raise Unauthorized(
+                    "the key is missing or wrong",
+                    hint="Set ROCK_KEY to the key the platform was given, or to one of `rock key create`.",
+                )
+            return found
         host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0] if headers.get(b"host") else ""
         if host in LOOPBACK_HOSTS:
-            return None
-        return Unauthorized(
+            return OWNER
+        raise Unauthorized(
             f"the request is for host {host!r}, and without a key only this machine is served",
             hint="Speak to http://127.0.0.1, or start the platform with ROCK_KEY set.",
         )
+
+    def _holder(self, secret: bytes) -> Caller | None:
+        if self._key_sha256 and hmac.compare_digest(hashlib.sha256(secret).digest(), self._key_sha256):
+            return OWNER
+        return self._keys.identify(secret)

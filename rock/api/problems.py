@@ -12,7 +12,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from rock.domain.errors import Conflict, InvalidRequest, NotFound, RockError
+from rock.domain.errors import (
+    CapacityExceeded,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    QuotaExceeded,
+    Recovering,
+    RockError,
+    StorageError,
+    Unauthorized,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +43,7 @@ PROBLEM_SCHEMA = {
         "hint": {"type": "string", "description": "What to do next."},
         "cause": {"type": "string"},
         "fault": {"type": "string", "enum": ["caller", "agent", "environment", "platform"]},
+        "request_id": {"type": "string", "description": "Also in the platform's log, for every line of this request."},
     },
 }
 
@@ -41,8 +52,18 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+_RETRY_AFTER_S: dict[type[RockError], int] = {QuotaExceeded: 1, CapacityExceeded: 2, Recovering: 1, StorageError: 2}
+"""What passes by itself, and when it is worth asking again."""
+
+
 def problem_response(error: RockError) -> Response:
-    return Response(orjson.dumps(error.to_problem()), error.http_status, media_type=MEDIA_TYPE)
+    headers = {}
+    if (retry_after_s := _RETRY_AFTER_S.get(type(error))) is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    body = error.to_problem() | {"request_id": request_id.get()}
+    return Response(orjson.dumps(body), error.http_status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:

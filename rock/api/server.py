@@ -54,10 +54,11 @@ async def serve(
     Raises: Conflict (the port is in use), InvalidRequest (not the loopback and no key; an address that is not ours).
     """
     control: Control = app.state.control
-    if not app.state.key and not is_loopback(host):
+    app.state.reachable = not is_loopback(host)
+    if app.state.reachable and not app.state.key and not len(control.keys):
         raise InvalidRequest(
             f"refusing to listen on {host} without a key: anybody who reaches it could run commands here",
-            hint="Set ROCK_KEY to a long secret, or listen on 127.0.0.1.",
+            hint="Set ROCK_KEY to a long secret, or listen on 127.0.0.1 (and make keys there: `rock key create`).",
         )
     listener = _listen(host, port)
     bound = listener.getsockname()[1]

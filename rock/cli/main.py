@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rock.cli import _contributed, _texts, doctor, down, env, exec_, image, logs, ps, sandbox, up, version
+from rock.cli import _contributed, _texts, doctor, down, env, exec_, image, key, logs, ps, sandbox, up, version
 from rock.cli._errors import told_to_people
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command("up", rich_help_panel=PLATFORM)(up.up)
 app.command("down", rich_help_panel=PLATFORM)(down.down)
 app.command("doctor", rich_help_panel=PLATFORM)(doctor.doctor)
 app.command("version", rich_help_panel=PLATFORM)(version.version)
+app.add_typer(key.app, name="key", rich_help_panel=PLATFORM)
 app.command("ps", rich_help_panel=SANDBOXES)(ps.ps)
 app.command("logs", rich_help_panel=SANDBOXES)(logs.logs)
 app.command("exec", rich_help_panel=SANDBOXES, context_settings={"allow_interspersed_args": False})(exec_.exec_)

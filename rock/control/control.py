@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rock.control.catalog import Catalog
 from rock.control.history import History
+from rock.control.keys import KeyRing
 from rock.control.leases import LeaseService
 from rock.control.nodes import NodeBook
 from rock.control.runs import RunService
@@ -26,6 +27,7 @@ from rock.domain.errors import NotFound, RockError
 from rock.domain.sandbox import SandboxState
 from rock.store.database import Database
 from rock.store.fleet import FleetStore
+from rock.store.keys import KeyStore
 from rock.store.runs import RunStore
 from rock.wire.handle import NodeHandle
 from rock.wire.models import (
@@ -53,6 +55,7 @@ class ControlConfig:
     expire_every_s: float = 1.0
     reconcile_every_s: float = 3.0
     trim_every_s: float = 600.0
+    note_keys_every_s: float = 30.0
 
 
 class Control:
@@ -73,6 +76,7 @@ class Control:
         self._fleet_store = FleetStore(database)
         self.history = History(self._fleet_store)
         self.runs = RunService(RunStore(database), self.history)
+        self.keys = KeyRing(KeyStore(database))
         self.leases = LeaseService(
             self.nodes,
             self._fleet_store,
@@ -94,6 +98,7 @@ class Control:
         for node in self.nodes:
             node.on_change(self._sandbox_changed)
             node.on_event(self.history.add_event)
+        await self.keys.open()
         await self.leases.recover()
         known = [view.id for node in self.nodes for view in await node.sandboxes()]
         await self._fleet_store.close_unfinished_sandboxes(known, datetime.now(UTC))
@@ -106,6 +111,7 @@ class Control:
             asyncio.create_task(self._every(every.expire_every_s, self._expire)),
             asyncio.create_task(self._every(every.reconcile_every_s, self.leases.reconcile)),
             asyncio.create_task(self._every(every.trim_every_s, self._fleet_store.trim)),
+            asyncio.create_task(self._every(every.note_keys_every_s, self.keys.flush)),
         ]
 
     async def _expire(self) -> None:
@@ -145,6 +151,7 @@ class Control:
         try:
             await self.leases.store_ended()
             await self.history.flush()
+            await self.keys.flush()
         except RockError as error:
             log.error("the last of the history could not be stored: %s", error)
 

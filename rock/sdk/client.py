@@ -25,6 +25,8 @@ from rock.wire.models import (
     ExecRequest,
     ExecResult,
     Health,
+    KeyCreate,
+    KeyView,
     LeaseRequest,
     LeaseView,
     LedgerView,
@@ -37,6 +39,7 @@ from rock.wire.models import (
     RunView,
     SandboxSpec,
     SandboxView,
+    Scope,
     TaskList,
 )
 
@@ -328,6 +331,34 @@ class Rock:
         """Where every dispatched episode of the run ended. Raises NotFound (caller)."""
         return await self._transport.get(LedgerView, f"runs/{_part(run_id)}/ledger")
 
+    # --- keys --------------------------------------------------------------------------------------------------------
+
+    async def create_key(
+        self, name: str, *, scope: Scope = "run", max_leases: int = 0, max_requests: int = 0
+    ) -> KeyView:
+        """Make an API key. Its ``secret`` is in this answer and nowhere else. Needs a key of scope ``admin``.
+
+        Args:
+            scope: ``read`` looks, ``run`` also leases and reports runs, ``admin`` does everything.
+            max_leases, max_requests: how many it may hold, or have under way, at once; 0: no limit of its own.
+
+        Raises: Conflict (caller: the first key must be an admin's), Forbidden (caller).
+        """
+        try:
+            body = KeyCreate(name=name, scope=scope, max_leases=max_leases, max_requests=max_requests)
+        except ValidationError as error:
+            raise _invalid(error) from error
+        view: KeyView = await self._transport.request("POST", "keys", body=body, kind=KeyView)
+        return view
+
+    async def keys(self) -> list[KeyView]:
+        """Every key, revoked ones too, without secrets. Raises Forbidden (caller)."""
+        return await self._transport.get(list[KeyView], "keys")
+
+    async def revoke_key(self, key_id: str) -> None:
+        """The key is refused from now on. Raises NotFound, Conflict (caller: the only admin's), Forbidden (caller)."""
+        await self._transport.request("DELETE", f"keys/{_part(key_id)}", idempotent=True)
+
     # --- the platform itself -----------------------------------------------------------------------------------------
 
     async def shutdown(self) -> None:
@@ -364,9 +395,13 @@ def lease_request(
             labels=dict(labels or {}),
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{name}={first['input']!r}: {first['msg']}.") from error
+        raise _invalid(error) from error
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return InvalidRequest(f"{name}={first['input']!r}: {first['msg']}.")
 
 
 def _part(value: str) -> str:

@@ -26,6 +26,7 @@ from rock.wire.models import (
     ExecRequest,
     ExecResult,
     Health,
+    KeyView,
     LeaseRequest,
     LeaseView,
     LedgerView,
@@ -38,6 +39,7 @@ from rock.wire.models import (
     RunView,
     SandboxSpec,
     SandboxView,
+    Scope,
     TaskList,
 )
 
@@ -400,6 +402,17 @@ class RockSync:
 
     def ledger(self, run_id: str) -> LedgerView:
         return self._loop.run(self._inner.ledger(run_id))
+
+    def create_key(self, name: str, *, scope: Scope = "run", max_leases: int = 0, max_requests: int = 0) -> KeyView:
+        return self._loop.run(
+            self._inner.create_key(name, scope=scope, max_leases=max_leases, max_requests=max_requests)
+        )
+
+    def keys(self) -> list[KeyView]:
+        return self._loop.run(self._inner.keys())
+
+    def revoke_key(self, key_id: str) -> None:
+        self._loop.run(self._inner.revoke_key(key_id))
 
     def shutdown(self) -> None:
         self._loop.run(self._inner.shutdown())

@@ -71,6 +71,11 @@ class Served:
         assert response.status_code == status, response.text
         return response.json() if response.content else None
 
+    async def post_with(self, headers: dict[str, str], path: str, body: Any, status: int = 201) -> Any:
+        response = await self.http.post(path, json=body, headers=headers)
+        assert response.status_code == status, response.text
+        return response.json()
+
     async def until(self, condition: Callable[[], Awaitable[Any]], within_s: float = 8.0) -> Any:
         deadline = asyncio.get_running_loop().time() + within_s
         while not (found := await condition()):
