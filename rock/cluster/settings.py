@@ -38,6 +38,10 @@ class PlatformSettings:
     pools: Mapping[str, int] = field(default_factory=dict)
     """Environments to keep warm from the start, and how many ready sandboxes each."""
     node_name: str = "local"
+    nodes: int = 0
+    """Nodes as processes of this machine; 0: one node in this process."""
+    alone_s: float = 50.0
+    """A node that is a process of its own ends itself, with its sandboxes, when control was away this long."""
     max_starting: int = 4
     start_timeout_s: float = 60.0
     probe_interval_s: float = 1.0
