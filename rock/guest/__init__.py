@@ -14,6 +14,9 @@ Error types are the codes of ``rock.domain.errors``. Operations (fields → valu
 
     hello         → {"protocol": 1, "pid", "python", "env": "none|loading|ready|dead", "epoch"}
     ping          → {"t": monotonic seconds, "env": as above, "busy_s": seconds in its present call, or 0}
+                    once there is something to say also "steps": {"count", "sum_s", "max_s", "us": {microseconds:
+                    steps}} since the guest began, "env_deaths": how often the env process died, "env_cause": how
+                    it last did
     bind          epoch → {}    node only: requests with a lower epoch are refused as stale-epoch from now on
     env.reset     seq, task, seed, options → {"observation", "info"}
     env.step      seq, action → {"observation", "reward", "terminated", "truncated", "info"}
@@ -34,8 +37,11 @@ Error types are the codes of ``rock.domain.errors``. Operations (fields → valu
 ``seq`` counts the env requests of an episode from 0 (the reset). A repeated ``seq`` with the same request returns the
 cached result and does not act again; an older one or a gap is refused as ``conflict``. A reset with ``seq`` 0 begins a
 new episode at any time. A request that is refused does not use up its number. After ``environment-error`` or
-``sandbox-lost`` the episode is void: every step gives the same error until the next reset, which starts a dead
-environment process anew. ``env.call`` has no number.
+``sandbox-lost`` the episode is void: every step gives the same error until the next reset. ``env.call`` has no number;
+after ``sandbox-lost`` it too is refused until then. An env process that dies is started anew at once (``loading``), so
+that the reset finds it loaded; one that dies again and again, or before it was usable, stays ``dead`` until a reset.
+
+With ``--orphan-after SECONDS`` a guest to whom nobody from outside has been connected for so long ends itself.
 
 Output is text, decoded as UTF-8 with replacement; of more than ``max_output_bytes`` the first and the last half are
 kept. A command killed for its time has exit code 124 and ``timed_out``; nothing that it started runs on. ``shell.run``

@@ -1,4 +1,4 @@
-"""``python3 guest.pyz (--socket PATH | --stdio) [--entry module:Class] [--python-path a:b]``"""
+"""``python3 guest.pyz (--socket PATH | --stdio) [--entry module:Class] [--python-path a:b] [--orphan-after S]``"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 from rock.guest.envhost import EnvProcess
 from rock.guest.loop import Loop
+from rock.guest.orphan import DeadMansSwitch
 from rock.guest.output import Log
 from rock.guest.processes import kill_started
 from rock.guest.server import Server
@@ -21,22 +22,32 @@ USAGE = __doc__
 
 def parse(argv: list[Any]) -> dict[str, Any]:
     """By hand: argparse would add a tenth to the start of every sandbox."""
-    options: dict[Any, Any] = {"socket": "", "stdio": False, "entry": "", "python_path": []}
+    options: dict[Any, Any] = {"socket": "", "stdio": False, "entry": "", "python_path": [], "orphan_after": 0.0}
     words = list(argv)
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         if word == "--stdio":
             options["stdio"] = True
-        elif name in ("--socket", "--entry", "--python-path") and (equals or words):
+        elif name in ("--socket", "--entry", "--python-path", "--orphan-after") and (equals or words):
             value = value if equals else words.pop(0)
-            key = name[2:].replace("-", "_")
-            options[key] = [part for part in value.split(":") if part] if key == "python_path" else value
+            options[name[2:].replace("-", "_")] = _parsed(name, value)
         else:
             sys.exit("unknown argument %r\nusage: %s" % (word, USAGE))
     if bool(options["socket"]) == options["stdio"]:
         sys.exit("give either --socket PATH or --stdio\nusage: %s" % USAGE)
     return options
+
+
+def _parsed(name: str, value: str) -> Any:
+    if name == "--python-path":
+        return [part for part in value.split(":") if part]
+    if name != "--orphan-after":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        sys.exit("--orphan-after is %r, expected seconds\nusage: %s" % (value, USAGE))
 
 
 def main(argv: list[Any]) -> int:
@@ -61,6 +72,13 @@ def main(argv: list[Any]) -> int:
     if options["stdio"]:
         server.serve_pair(read_fd, write_fd, stop)
     else:
+        if options["orphan_after"] > 0:
+
+            def orphaned() -> None:
+                log.say("nobody has been connected for %g s; ending" % options["orphan_after"])
+                stop()
+
+            server.switch = DeadMansSwitch(loop, options["orphan_after"], orphaned)
         server.listen(options["socket"])
     loop.run()
     kill_started(os.getpid(), include_root=False)  # nothing that the guest started outlives it

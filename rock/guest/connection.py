@@ -47,6 +47,10 @@ class Connection:
         if not data:
             self.close()
             return
+        self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """What came in, cut wherever it was."""
         if not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one whole line
             self._server.handle(self, data)
             return

@@ -34,7 +34,8 @@ _CLOSE_GRACE_S = 2.0
 class EnvProcess:
     """The guest's side. ``state``: none, loading, ready, closing or dead. One call at a time.
 
-    ``on_death(GuestError)`` is called when the process is gone without having been asked to.
+    ``on_death(GuestError, told)`` is called when the process is gone without having been asked to; ``told``: a request
+    was under way, and whoever waited for it has been told already. ``was_ready``: it had come as far as being usable.
     """
 
     def __init__(self, loop: Loop, entry: str, python_path: list[Any], log: Any, on_death: Any) -> None:
@@ -53,6 +54,7 @@ class EnvProcess:
         self._on_stopped: Any = None
         self._close_timer: Any = None
         self.pid = 0
+        self.was_ready = False
         self.state = "none"
         self.death: Any = None
 
@@ -74,7 +76,7 @@ class EnvProcess:
         self._sock, self._output_fd, self.pid = ours, out_r, pid
         self._writer = Writer(self._loop, ours.fileno())
         self._buffer.clear()
-        self.state, self.death = "loading", None
+        self.state, self.death, self.was_ready = "loading", None, False
         self._loop.add_reader(ours.fileno(), self._readable)
         self._loop.add_reader(out_r, self._output)
         self._loop.on_exit(pid, lambda code: self._exited(pid, code))
@@ -123,7 +125,7 @@ class EnvProcess:
     def _on_line(self, kind: bytes, payload: bytes) -> None:
         if kind == READY:
             if self.state == "loading":
-                self.state = "ready"
+                self.state, self.was_ready = "ready", True
             return
         done, self._done = self._done, None
         if done is not None:
@@ -172,8 +174,7 @@ class EnvProcess:
             "The episode is void; env.reset starts the environment anew.",
             ("env process %s\n%s" % (how, tail)).strip(),
         )
-        if not self._finish_pending(self.death):
-            self._on_death(self.death)
+        self._on_death(self.death, self._finish_pending(self.death))
 
     def _finish_pending(self, error: GuestError) -> bool:
         done, self._done = self._done, None

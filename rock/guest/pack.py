@@ -17,12 +17,16 @@ MODULES = (
     "envhost",
     "episode",
     "errors",
+    "fields",
     "files",
+    "keeper",
     "loop",
+    "orphan",
     "output",
     "processes",
     "server",
     "shell",
+    "steps",
 )
 _MAIN = "import sys\nfrom rock.guest.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
 

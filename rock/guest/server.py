@@ -11,14 +11,18 @@ import sys
 import time
 
 from rock.guest import files
-from rock.guest.commands import DEFAULT_OUTPUT_BYTES, DEFAULT_TIMEOUT_S, Exec
+from rock.guest.commands import DEFAULT_OUTPUT_BYTES, Exec
 from rock.guest.connection import Connection
 from rock.guest.envhost import ENDED, ERROR
 from rock.guest.episode import CACHED, JOIN, Episode, Fence
 from rock.guest.errors import GuestError, invalid
+from rock.guest.fields import environment, field, timeout
+from rock.guest.keeper import Keeper
 from rock.guest.loop import Loop
+from rock.guest.orphan import from_outside
 from rock.guest.output import Log
 from rock.guest.shell import Shell
+from rock.guest.steps import StepTimes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
@@ -26,7 +30,6 @@ if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
 
 PROTOCOL = 1
 LATER = object()
-_REQUIRED = object()
 
 
 class Server:
@@ -39,6 +42,11 @@ class Server:
         self.fence = Fence()
         self.episode = Episode()
         self._on_shutdown = on_shutdown
+        self.switch: Any = None  # DeadMansSwitch
+        self.steps = StepTimes()
+        self._step_at: Any = None
+        self._keeper = Keeper()
+        self._lost: Any = None  # GuestError: the process that the episode was played in is gone
         self._waiting: list[Any] = []
         self._shells: dict[Any, Any] = {}
         self._shell_count = 0
@@ -91,12 +99,18 @@ class Server:
             return
         sock.setblocking(False)
 
+        switch = self.switch if from_outside(sock) else None
+
         def closed() -> None:
             self._connections.discard(connection)
             sock.close()
+            if switch is not None:
+                switch.disconnected()
 
         connection = Connection(self, sock.fileno(), sock.fileno(), closed)
         self._connections.add(connection)
+        if switch is not None:
+            switch.connected()
 
     def handle(self, connection: Connection, line: bytes) -> None:
         id_json = "null"
@@ -124,10 +138,15 @@ class Server:
             return "none"
         return str(self.env.state)
 
-    def env_died(self, error: GuestError) -> None:
-        """Between two requests."""
+    def env_died(self, error: GuestError, told: bool) -> None:
+        """Start it anew, so that the next reset finds it loaded. The episode it died in is void, whatever is asked."""
         self.log.say(error.cause.splitlines()[0])
-        self.episode.fail(error)
+        if not told:
+            self.episode.fail(error)
+        if self.episode.last_seq >= 0:
+            self._lost = error
+        if self._keeper.restarts(time.monotonic(), error.cause, self.env.was_ready):
+            self.env.start()
 
     def stop(self, then: Any) -> None:
         """End everything the guest started, the environment in order, then ``then()``."""
@@ -167,7 +186,13 @@ class Server:
 
     def _ping(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         busy_s = self.env.busy_s if self.env is not None else 0.0
-        return {"t": time.monotonic(), "env": self.env_state, "busy_s": round(busy_s, 6)}
+        value: dict[str, Any] = {"t": time.monotonic(), "env": self.env_state, "busy_s": round(busy_s, 6)}
+        if self.steps.count:
+            value["steps"] = self.steps.summary()
+        if self._keeper.deaths:
+            value["env_deaths"] = self._keeper.deaths
+            value["env_cause"] = self._keeper.cause
+        return value
 
     def _bind(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         epoch = request.get("epoch")
@@ -218,6 +243,9 @@ class Server:
             raise self.episode.failure
         if env.state in ("none", "dead"):
             env.start()
+        if call["op"] == "env.reset":
+            self._lost = None
+        self._step_at = time.monotonic() if call["op"] == "env.step" else None
         env.call(call, self._settle)
         return LATER
 
@@ -230,6 +258,8 @@ class Server:
             for connection, id_json in waiting:
                 connection.send_error_json(id_json, payload)
             return
+        if self._step_at is not None:
+            self.steps.add(time.monotonic() - self._step_at)
         self.episode.settle(payload, kind == ENDED)
         for connection, id_json in waiting:
             connection.send(id_json, payload)
@@ -239,8 +269,8 @@ class Server:
         call = {"op": "env.call", "method": field(request, "method", str), "args": field(request, "args", dict, {})}
         if env.busy_s:
             raise GuestError("conflict", "the environment is busy with another request", "One at a time.")
-        if env.state == "dead":
-            raise env.death
+        if self._lost is not None or env.state == "dead":
+            raise self._lost or env.death  # also when it has been started anew: that one knows nothing of the episode
         if env.state == "none":
             env.start()
 
@@ -258,6 +288,7 @@ class Server:
     def _env_close(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         def closed() -> None:
             self.episode.restart()
+            self._lost = None
             connection.send(id_json, b"{}")
 
         self._require_env().stop(True, closed)
@@ -341,31 +372,3 @@ class Server:
 
     def _file_list(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         return files.listing(field(request, "path", str))
-
-
-def field(request: dict[str, Any], name: str, kind: type, default: Any = _REQUIRED) -> Any:
-    """The request's field, of the right type; a missing one, or null, is the default."""
-    value = request.get(name)
-    if value is None:
-        if default is _REQUIRED:
-            raise invalid("%s without %s" % (request.get("op"), name))
-        return default
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise invalid("%s is %.80r, expected %s" % (name, value, kind.__name__))
-    return value
-
-
-def timeout(request: dict[str, Any]) -> float:
-    value = request.get("timeout_s", DEFAULT_TIMEOUT_S)
-    if value is None:
-        return DEFAULT_TIMEOUT_S
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise invalid("timeout_s is %r, expected a number above 0" % (value,))
-    return float(value)
-
-
-def environment(request: dict[str, Any]) -> dict[str, Any]:
-    environ: dict[str, Any] = field(request, "environ", dict, {})
-    if not all(isinstance(value, str) for value in environ.values()):
-        raise invalid("environ must map names to strings")
-    return environ

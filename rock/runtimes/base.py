@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rock.domain.detection import Look
 from rock.wire.models import SandboxSpec
 
 
@@ -34,6 +35,8 @@ class Observed:
     exit_code: int | None = None
     oom_killed: bool = False
     spec_digest: str = ""
+    oom_kills: int = 0
+    """How often the kernel killed something in it for its memory, as far as can be read; a child's death counts too."""
     node: str = ""
 
 
@@ -72,6 +75,10 @@ class Runtime(Protocol):
 
     async def inspect(self, handle: str) -> Observed | None:
         """None when nothing of it is left."""
+        ...
+
+    async def look(self, handle: str) -> Look:
+        """At the guest's process, when it does not answer; ``Seen.UNKNOWN`` where nobody can. Raises like inspect."""
         ...
 
     async def list_owned(self) -> Sequence[Observed]:

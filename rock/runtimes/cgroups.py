@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +56,7 @@ class Cgroup:
         return ["/bin/sh", "-c", script, "sh", *files, "--"]
 
     def oom_kills(self) -> int:
-        for path in self.directories:
-            for name in ("memory.events", "memory.oom_control"):
-                with contextlib.suppress(OSError, ValueError):
-                    for line in (path / name).read_text().splitlines():
-                        if line.startswith("oom_kill "):
-                            return int(line.split()[1])
-        return 0
+        return oom_kills_in(self.directories)
 
     def remove(self) -> None:
         """The kernel lets a group go a moment after its last process."""
@@ -92,6 +87,25 @@ class Cgroup:
                 if (path / name).exists():
                     with contextlib.suppress(OSError):  # swap accounting may be off
                         (path / name).write_text(str(value))
+
+
+def oom_kills_in(directories: Iterable[Path]) -> int:
+    """How often the kernel killed for memory, from the first of these groups that says so; version 1 or 2."""
+    for path in directories:
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError, ValueError):
+                for line in (path / name).read_text().splitlines():
+                    if line.startswith("oom_kill "):
+                        return int(line.split()[1])
+    return 0
+
+
+def docker_groups(container_id: str) -> tuple[Path, ...]:
+    """Where Docker puts a container's memory group: by the file system's or by systemd's hand, version 1 or 2."""
+    tops = (_ROOT, _ROOT / "memory")
+    return tuple(
+        top / place for top in tops for place in (f"docker/{container_id}", f"system.slice/docker-{container_id}.scope")
+    )
 
 
 def _places(sandbox_id: str) -> list[Path]:

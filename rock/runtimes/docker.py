@@ -27,8 +27,12 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import LogConfig, Ulimit
 from docker.utils import kwargs_from_env
 
+from rock.domain.detection import Look, Seen
 from rock.domain.errors import ImageNotFound, InvalidRequest, RockError, RuntimeUnavailable
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
+from rock.runtimes.cgroups import docker_groups, oom_kills_in
+from rock.runtimes.docker_events import EventThread
+from rock.runtimes.looking import look_at_guest
 from rock.runtimes.shared import INSIDE, environ_of, guest_argv, prepare, socket_path, user_of
 from rock.wire.models import SandboxSpec
 
@@ -38,7 +42,6 @@ T = TypeVar("T")
 _THREADS = 8
 _CALL_TIMEOUT_S = 60.0
 _LOG_OPTIONS = {"max-size": "1m", "max-file": "1"}
-_EVENT_RETRY_S = 1.0
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 BASE_TAG = f"rock-base:py{PYTHON}"
@@ -84,6 +87,9 @@ class DockerRuntime:
     async def inspect(self, handle: str) -> Observed | None:
         return await self._call(self._inspect, handle)
 
+    async def look(self, handle: str) -> Look:
+        return await self._call(self._look, handle)
+
     async def list_owned(self) -> Sequence[Observed]:
         return await self._call(self._list_owned)
 
@@ -91,7 +97,8 @@ class DockerRuntime:
         return await self._call(self._logs, handle, lines)
 
     async def watch(self) -> AsyncIterator[RuntimeEvent]:
-        events = _EventThread(self._base_url, self._label_filter, asyncio.get_running_loop())
+        client = functools.partial(new_client, self._base_url, _CALL_TIMEOUT_S)
+        events = EventThread(client, self._label_filter, LABEL_SANDBOX, asyncio.get_running_loop())
         try:
             while True:
                 yield await events.queue.get()
@@ -196,7 +203,17 @@ class DockerRuntime:
             oom_killed=bool(state["OOMKilled"]),
             spec_digest=labels.get(LABEL_SPEC, ""),
             node=labels.get(LABEL_NODE, ""),
+            oom_kills=oom_kills_in(docker_groups(found["Id"])),
         )
+
+    def _look(self, handle: str) -> Look:
+        try:
+            state = self._api().inspect_container(handle)["State"]
+        except NotFound:
+            return Look(Seen.GONE)
+        if not state["Running"]:
+            return Look(Seen.GONE)
+        return Look(Seen.PAUSED) if state["Paused"] else look_at_guest(state["Pid"], cgroup_name=handle)
 
     def _list_owned(self) -> Sequence[Observed]:
         found = self._api().containers(all=True, filters={"label": self._label_filter})
@@ -212,6 +229,7 @@ class DockerRuntime:
                         paused=one["State"] == "paused",
                         spec_digest=labels.get(LABEL_SPEC, ""),
                         node=labels.get(LABEL_NODE, ""),
+                        oom_kills=oom_kills_in(docker_groups(one["Id"])),
                     )
                 )
             elif one["State"] == "removing":
@@ -362,60 +380,3 @@ def _no_permission(path: Path) -> Availability:
         f"permission denied on Docker's socket {path}",
         "Join its group and log in again: sudo usermod -aG docker $USER",
     )
-
-
-# --- events -----------------------------------------------------------------------------------------------------------
-
-
-class _EventThread:
-    """Follows the daemon's events in a thread of its own and brings them to a queue of ``loop``. Reconnects."""
-
-    def __init__(self, base_url: str | None, labels: list[str], loop: asyncio.AbstractEventLoop) -> None:
-        self.queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
-        self._base_url = base_url
-        self._filters = {"type": "container", "event": ["die", "oom"], "label": labels}
-        self._loop = loop
-        self._stopped = threading.Event()
-        self._stream: Any = None
-        self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._stream is not None:
-            with contextlib.suppress(DockerException, requests.RequestException, OSError, AttributeError):
-                self._stream.close()
-
-    def _run(self) -> None:
-        since = int(time.time())
-        while not self._stopped.is_set():
-            began = int(time.time())
-            try:
-                self._follow(since)
-            except (DockerException, requests.RequestException, OSError, ValueError):
-                # The daemon went away, or the connection was idle for too long. What happens meanwhile is asked for
-                # again with `since`; what is told twice does no harm.
-                self._stopped.wait(_EVENT_RETRY_S)
-            since = began
-
-    def _follow(self, since: int) -> None:
-        client = new_client(self._base_url, _CALL_TIMEOUT_S)
-        try:
-            self._stream = client.events(since=since, filters=self._filters, decode=True)
-            for event in self._stream:
-                if self._stopped.is_set():
-                    return
-                self._tell(event)
-        finally:
-            client.close()
-
-    def _tell(self, event: dict[str, Any]) -> None:
-        attributes = event["Actor"]["Attributes"]
-        code = attributes.get("exitCode")
-        found = RuntimeEvent(
-            sandbox_id=attributes.get(LABEL_SANDBOX, ""),
-            kind={"die": "died"}.get(event["Action"], event["Action"]),
-            exit_code=int(code) if code is not None else None,
-        )
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self.queue.put_nowait, found)

@@ -9,163 +9,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rock.domain.detection import Look, Seen
 from rock.domain.errors import ImageNotFound, RuntimeUnavailable
-from rock.guest import envhost
-from rock.guest.errors import GuestError
 from rock.guest.loop import Loop
 from rock.guest.output import Log
 from rock.guest.server import Server
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
+from rock.runtimes.fake_env import InlineEnv, ToyEnv
+from rock.runtimes.faults import Faults
 from rock.runtimes.shared import socket_path
 from rock.wire.models import SandboxSpec
 
 
-@dataclass
-class Faults:
-    """What goes wrong. Change it at any time; it is read when the thing happens. Defaults: nothing fails."""
-
-    unavailable: str = ""
-    """Why the runtime cannot be used: ``check``, ``ensure_image`` and ``start`` say so."""
-    missing_images: set[str] = field(default_factory=set)
-    start_error: str = ""
-    """Every ``start`` raises RuntimeUnavailable with this text."""
-    fail_next_starts: int = 0
-    """That many of the next starts raise, then it is over."""
-    start_delay_s: float = 0.0
-    """``start`` takes this long."""
-    listen_delay_s: float = 0.0
-    """The guest's socket appears this long after ``start`` returned."""
-    never_listens: bool = False
-    """The process exists, its guest never answers."""
-    dies_at_start: bool = False
-    """The process ends at once, with ``exit_code``."""
-    die_after_steps: int | None = None
-    oom_after_steps: int | None = None
-    freeze_after_steps: int | None = None
-    env_dies_after_steps: int | None = None
-    """Only the environment's process dies; the guest lives on."""
-    env_raises_after_steps: int | None = None
-    step_delay_s: float = 0.0
-    reset_delay_s: float = 0.0
-    exit_code: int = 1
-    stop_delay_s: float = 0.0
-    stop_error: str = ""
-    inspect_error: str = ""
-    list_error: str = ""
-    deaf: bool = False
-    """``watch`` tells nothing: only the reconcile loop can find out."""
-    applies_to: Callable[[SandboxSpec], bool] | None = None
-    """Which sandboxes the faults concern; None: all."""
-
-
-class ToyEnv:
-    """The default environment: counts its steps. ``task`` may be a number: the steps an episode has (default 10).
-
-    Actions: ``"end"`` wins at once, ``"raise"`` raises; anything else counts.
-    """
-
-    def reset(self, task: str, seed: int, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if task == "unknown":
-            raise KeyError(task)
-        self.length = int(task) if task.isdigit() else 10
-        self.count = 0
-        return f"task {task} seed {seed} step 0", {"length": self.length}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if action == "raise":
-            raise ValueError("the toy environment was told to raise")
-        self.count += 1
-        over = action == "end" or self.count >= self.length
-        info = {"success": True} if over else {}
-        return f"step {self.count}: {action}", float(over), over, False, info
-
-    def call(self, method: str, args: dict[str, Any]) -> Any:
-        if method != "state":
-            raise LookupError(method)
-        return {"count": self.count}
-
-    def close(self) -> None:
-        pass
-
-
-class _InlineEnv:
-    """Looks like ``EnvProcess``, in the loop's own thread, with faults."""
-
-    def __init__(self, sandbox: _FakeSandbox, factory: Callable[[], Any]) -> None:
-        self._sandbox = sandbox
-        self._factory = factory
-        self._env: Any = None
-        self._steps = 0
-        self._done: Any = None
-        self._asked_at = 0.0
-        self.state = "none"
-        self.death: GuestError | None = None
-
-    @property
-    def busy_s(self) -> float:
-        return time.monotonic() - self._asked_at if self._done is not None else 0.0
-
-    def start(self) -> None:
-        self._env = self._factory()
-        self._steps = 0
-        self.state = "ready"
-
-    def stop(self, graceful: bool, then: Callable[[], None] | None = None) -> None:
-        self._env, self.state, self._done = None, "none", None
-        if then is not None:
-            then()
-
-    def call(self, request: dict[str, Any], done: Callable[[bytes, bytes], None]) -> None:
-        faults = self._sandbox.faults
-        self._done, self._asked_at = done, time.monotonic()
-        delay_s = {"env.step": faults.step_delay_s, "env.reset": faults.reset_delay_s}.get(request["op"], 0.0)
-        if delay_s:
-            self._sandbox.loop.call_later(delay_s, lambda: self._act(request))
-        else:
-            self._act(request)
-
-    def _act(self, request: dict[str, Any]) -> None:
-        if self._done is None or not self._sandbox.running:
-            return
-        if request["op"] == "env.step" and self._fail():
-            return
-        self._finish(*envhost.answer(self._env, request))
-        self._steps += request["op"] == "env.step"
-
-    def _fail(self) -> bool:
-        faults, sandbox, steps = self._sandbox.faults, self._sandbox, self._steps
-        if steps == faults.die_after_steps:
-            sandbox.die(faults.exit_code, oom=False)
-        elif steps == faults.oom_after_steps:
-            sandbox.die(137, oom=True)
-        elif steps == faults.freeze_after_steps:
-            sandbox.freeze()
-        elif steps == faults.env_dies_after_steps:
-            self._die(faults.exit_code)
-        elif steps == faults.env_raises_after_steps:
-            self._finish(envhost.ERROR, envhost.error_payload("the environment raised", RuntimeError("told to")))
-        else:
-            return False
-        return True
-
-    def _die(self, code: int) -> None:
-        self.state = "dead"
-        cause = f"env process exited with code {code}"
-        self.death = GuestError("sandbox-lost", "the environment's process is gone", "", cause)
-        self._finish(envhost.ERROR, envhost.dumps(self.death.frame()))
-
-    def _finish(self, kind: bytes, payload: bytes) -> None:
-        done, self._done = self._done, None
-        done(kind, payload)
-
-
-class _FakeSandbox:
+class FakeSandbox:
     """One guest. All methods run in the loop's thread."""
 
     def __init__(self, runtime: FakeRuntime, sandbox_id: str, spec: SandboxSpec, path: Path) -> None:
@@ -175,13 +35,17 @@ class _FakeSandbox:
         self.spec = spec
         self.path = path
         self.running = True
-        self.frozen = False
+        self.silent: Seen | None = None
+        """Why it answers nothing, as a look at its process would tell; None: it answers."""
+        self.on_thaw: list[Callable[[], None]] = []
+        self.slow_s = 0.0
+        self.oom_kills = 0
         self.exit_code: int | None = None
         self.oom = False
         self.log = Log()
         self.server = Server(self.loop, self.log, lambda: self.die(0, oom=False))
         if spec.env or spec.entry:
-            self.server.env = _InlineEnv(self, runtime.env_factory)
+            self.server.env = InlineEnv(self, runtime.env_factory)
             self.server.env.start()
 
     @property
@@ -207,26 +71,37 @@ class _FakeSandbox:
         self.server.stop(lambda: None)
         self.server.disconnect_all()
         if oom:
-            self._runtime.tell(RuntimeEvent(self.id, "oom"))
+            self.child_oom()
         self._runtime.tell(RuntimeEvent(self.id, "died", exit_code))
 
-    def freeze(self) -> None:
-        self.frozen = True
+    def child_oom(self) -> None:
+        self.oom_kills += 1
+        self._runtime.tell(RuntimeEvent(self.id, "oom"))
+
+    def silence(self, seen: Seen) -> None:
+        self.silent = seen
         self.server.set_listening(False)
 
     def thaw(self) -> None:
-        self.frozen = False
+        self.silent = None
         self.server.set_listening(True)
+        held, self.on_thaw = self.on_thaw, []
+        for act in held:
+            act()
+
+    def look(self) -> Look:
+        return Look((self.silent or Seen.SLEEPING) if self.running else Seen.GONE)
 
     def observed(self) -> Observed:
         return Observed(
             sandbox_id=self.id,
             handle=f"fake-{self.id}",
             running=self.running,
-            paused=self.frozen and self.running,
+            paused=self.silent is Seen.PAUSED and self.running,
             exit_code=self.exit_code,
             oom_killed=self.oom,
             spec_digest=self.spec.digest,
+            oom_kills=self.oom_kills,
         )
 
 
@@ -248,7 +123,7 @@ class FakeRuntime:
         self.env_factory = env_factory
         self.loop = Loop(own_signals=False)
         self.starts = 0
-        self._sandboxes: dict[str, _FakeSandbox] = {}
+        self._sandboxes: dict[str, FakeSandbox] = {}
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Queue[RuntimeEvent]]] = set()
         self._thread = threading.Thread(target=self.loop.run, name="fake-runtime", daemon=True)
         self._thread.start()
@@ -275,7 +150,7 @@ class FakeRuntime:
         if faults.start_error:
             raise RuntimeUnavailable(faults.start_error)
         await asyncio.to_thread(shared_dir.mkdir, parents=True, exist_ok=True)
-        sandbox = _FakeSandbox(self, sandbox_id, spec, socket_path(shared_dir))
+        sandbox = FakeSandbox(self, sandbox_id, spec, socket_path(shared_dir))
         self._sandboxes[f"fake-{sandbox_id}"] = sandbox
         await self._in_loop(sandbox.begin)
         return f"fake-{sandbox_id}"
@@ -296,6 +171,12 @@ class FakeRuntime:
             raise RuntimeUnavailable(self.faults.inspect_error)
         sandbox = self._sandboxes.get(handle)
         return sandbox.observed() if sandbox else None
+
+    async def look(self, handle: str) -> Look:
+        if self.faults.inspect_error:
+            raise RuntimeUnavailable(self.faults.inspect_error)
+        sandbox = self._sandboxes.get(handle)
+        return sandbox.look() if sandbox else Look(Seen.GONE)
 
     async def list_owned(self) -> Sequence[Observed]:
         if self.faults.list_error:
@@ -331,11 +212,47 @@ class FakeRuntime:
         await self._in_loop(lambda: sandbox.die(137, oom=False))
 
     async def freeze(self, sandbox_id: str) -> None:
-        """It exists and runs, and answers nothing, as under ``docker pause``."""
-        await self._in_loop(self._sandboxes[f"fake-{sandbox_id}"].freeze)
+        """Its guest answers nothing and is seen to be stopped, as after SIGSTOP."""
+        await self._silence(sandbox_id, Seen.STOPPED)
+
+    async def pause(self, sandbox_id: str) -> None:
+        """The same under ``docker pause``."""
+        await self._silence(sandbox_id, Seen.PAUSED)
+
+    async def hang(self, sandbox_id: str) -> None:
+        """Its guest answers nothing, and nothing is to be seen of why: it sleeps."""
+        await self._silence(sandbox_id, Seen.SLEEPING)
+
+    async def starve(self, sandbox_id: str) -> None:
+        """Its guest wants to answer and gets no processor, as on a machine under strain."""
+        await self._silence(sandbox_id, Seen.RUNNABLE)
 
     async def thaw(self, sandbox_id: str) -> None:
+        """It answers again, also what it was asked meanwhile."""
         await self._in_loop(self._sandboxes[f"fake-{sandbox_id}"].thaw)
+
+    async def slow(self, sandbox_id: str, step_s: float) -> None:
+        """Each of its steps takes ``step_s`` longer; 0 ends it."""
+        sandbox = self._sandboxes[f"fake-{sandbox_id}"]
+        await self._in_loop(lambda: setattr(sandbox, "slow_s", step_s))
+
+    async def oom_child(self, sandbox_id: str) -> None:
+        """The kernel kills a child in it for its memory; nothing else happens."""
+        await self._in_loop(self._sandboxes[f"fake-{sandbox_id}"].child_oom)
+
+    async def kill_env(self, sandbox_id: str, *, oom: bool = False) -> None:
+        """End the environment's process alone."""
+        sandbox = self._sandboxes[f"fake-{sandbox_id}"]
+
+        def kill() -> None:
+            if oom:
+                sandbox.child_oom()
+            sandbox.server.env.die("exited by signal 9")
+
+        await self._in_loop(kill)
+
+    async def _silence(self, sandbox_id: str, seen: Seen) -> None:
+        await self._in_loop(functools.partial(self._sandboxes[f"fake-{sandbox_id}"].silence, seen))
 
     async def destroy(self) -> None:
         """End every sandbox and the thread."""

@@ -21,6 +21,10 @@ SOCKET = "guest.sock"
 MAX_SOCKET_PATH = 107
 """A unix socket's path is at most 108 bytes with its final zero."""
 
+ORPHAN_AFTER_S = 45.0
+"""A guest to whom nobody has been connected this long ends itself. A control plane that restarts is back in seconds;
+what was killed for good must leave nothing within a minute."""
+
 UNPRIVILEGED = 65534
 _BLOCK_BYTES = 4096
 
@@ -82,7 +86,7 @@ def socket_path(shared_dir: Path) -> Path:
 
 
 def guest_argv(spec: SandboxSpec, python: str = "python3") -> list[str]:
-    argv = [python, f"{INSIDE}/{PYZ}", "--socket", f"{INSIDE}/{SOCKET}"]
+    argv = [python, f"{INSIDE}/{PYZ}", "--socket", f"{INSIDE}/{SOCKET}", "--orphan-after", f"{ORPHAN_AFTER_S:g}"]
     if spec.entry:
         argv += ["--entry", spec.entry]
         if spec.python_path:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -117,3 +117,17 @@ def broken_guest(guest_dir: Path) -> Iterator[Guest]:
     guest = start(guest_dir, "--entry", "toy:Toy", "--python-path", str(guest_dir), environ={"TOY_BROKEN": "1"})
     yield guest
     end(guest)
+
+
+@pytest.fixture
+def start_guest() -> Iterator[Callable[..., Guest]]:
+    """A guest with arguments of the test's own."""
+    started: list[Guest] = []
+
+    def make(directory: Path, *arguments: str) -> Guest:
+        started.append(start(directory, *arguments))
+        return started[-1]
+
+    yield make
+    for guest in started:
+        end(guest)

@@ -17,6 +17,7 @@ import pytest
 
 from rock.domain import errors
 from rock.domain.errors import Conflict, InvalidAction, InvalidRequest, NotFound, SandboxLost, StaleEpoch
+from rock.guest import keeper
 from rock.wire.guest_client import GuestClient
 
 
@@ -33,6 +34,22 @@ async def until(condition: Any, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.01)
+
+
+async def until_async(condition: Any, what: str) -> None:
+    deadline = asyncio.get_running_loop().time() + 20.0
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.01)
+
+
+async def until_env(client: GuestClient, state: str) -> dict[str, Any]:
+    """The ping that first says so."""
+    deadline = asyncio.get_running_loop().time() + 20.0
+    while (ping := await client.call("ping"))["env"] != state:
+        assert asyncio.get_running_loop().time() < deadline, ping
+        await asyncio.sleep(0.01)
+    return ping  # type: ignore[no-any-return]
 
 
 async def reset(client: GuestClient, task: str = "t", seq: int = 0) -> Any:
@@ -101,9 +118,15 @@ def test_the_guest_outlives_its_environment(toy_guest: Any) -> None:
         with pytest.raises(SandboxLost) as lost:
             await client.call("env.step", seq=1, action="exit 3")
         assert "env process exited with code 3" in lost.value.cause
-        assert (await client.call("ping"))["env"] == "dead"
-        with pytest.raises(SandboxLost):
-            await client.call("env.step", seq=2, action="go")
+        ping = await client.call("ping")
+        assert (ping["env"], ping["env_deaths"]) in (("loading", 1), ("ready", 1))
+        assert "exited with code 3" in ping["env_cause"]
+        for _ in range(2):  # whether the new process is loaded yet or not
+            with pytest.raises(SandboxLost):
+                await client.call("env.step", seq=2, action="go")
+            with pytest.raises(SandboxLost, match="process is gone"):
+                await client.call("env.call", method="echo", args={})
+            await until_env(client, "ready")
         assert (await reset(client))["info"]["pid"] != pid
         assert (await client.call("hello"))["env"] == "ready"
 
@@ -118,6 +141,35 @@ def test_an_environment_killed_between_two_steps_is_noticed(toy_guest: Any) -> N
         with pytest.raises(SandboxLost) as lost:
             await client.call("env.step", seq=1, action="go")
         assert "signal 9" in lost.value.cause
+
+    talk(toy_guest, conversation)
+
+
+def test_an_environment_that_dies_idle_is_loaded_again_before_it_is_asked_for(toy_guest: Any) -> None:
+    async def conversation(client: GuestClient) -> None:
+        await until_env(client, "ready")
+        (child,) = psutil.Process(toy_guest.process.pid).children()
+        child.kill()
+
+        async def died() -> bool:
+            return bool((await client.call("ping")).get("env_deaths"))
+
+        await until_async(died, "the guest has noticed")
+        assert (await until_env(client, "ready"))["env_deaths"] == 1
+        assert await client.call("env.call", method="echo", args={"a": 1}) == {"value": {"a": 1}}  # nothing was lost
+        assert (await reset(client))["info"]["pid"] != child.pid
+
+    talk(toy_guest, conversation)
+
+
+def test_one_that_dies_again_and_again_stays_dead_until_a_reset(toy_guest: Any) -> None:
+    async def conversation(client: GuestClient) -> None:
+        for _ in range(keeper.MAX_RESTARTS + 1):
+            await reset(client)
+            with pytest.raises(SandboxLost):
+                await client.call("env.step", seq=1, action="exit 1")
+        assert (await client.call("ping"))["env"] == "dead"
+        await reset(client)
 
     talk(toy_guest, conversation)
 

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from rock.domain import errors
+from rock.domain.detection import Seen
 from rock.domain.errors import DeadlineExceeded, ImageNotFound, RuntimeUnavailable, SandboxLost
 from rock.runtimes.base import RuntimeEvent
-from rock.runtimes.fake import FakeRuntime, Faults
+from rock.runtimes.fake import FakeRuntime
+from rock.runtimes.faults import Faults
 from rock.wire.guest_client import GuestClient
 from rock.wire.models import SandboxSpec
 
@@ -90,19 +92,58 @@ def test_it_dies_after_so_many_steps(fault: dict[str, Any], exit_code: int, oom:
     run(main)
 
 
+def test_a_child_is_killed_for_its_memory_and_the_sandbox_lives() -> None:
+    async def main() -> None:
+        async with lab() as (runtime, directory):
+            await runtime.start("sb-1", TOY, directory / "a")
+            async with await reach(directory / "a") as client:
+                await runtime.oom_child("sb-1")
+                (observed,) = await runtime.list_owned()
+                assert (observed.running, observed.oom_killed, observed.oom_kills) == (True, False, 1)
+                await client.call("ping")
+
+    run(main)
+
+
+def test_a_slow_one_says_how_long_its_steps_took() -> None:
+    async def main() -> None:
+        async with lab() as (runtime, directory):
+            await runtime.start("sb-1", TOY, directory / "a")
+            async with await reach(directory / "a") as client:
+                await client.call("env.reset", seq=0, task="9", seed=1)
+                await client.call("env.step", seq=1, action="quick")
+                await runtime.slow("sb-1", 0.05)
+                await client.call("env.step", seq=2, action="slow")
+                steps = (await client.call("ping"))["steps"]
+                assert steps["count"] == sum(steps["us"].values()) == 2
+                assert steps["max_s"] >= 0.05
+                assert steps["sum_s"] >= steps["max_s"]
+
+    run(main)
+
+
 def test_it_freezes_and_thaws() -> None:
     async def main() -> None:
         async with lab() as (runtime, directory):
             await runtime.start("sb-1", TOY, directory / "a")
             async with await reach(directory / "a") as client:
                 await client.call("ping")
-                await runtime.freeze("sb-1")
-                with pytest.raises(DeadlineExceeded):
-                    await client.call("ping", timeout_s=0.1)
-                (seen,) = await runtime.list_owned()
-                assert (seen.running, seen.paused) == (True, True)
-                await runtime.thaw("sb-1")
-                await client.call("ping", timeout_s=5.0)
+                for silence, seen in (
+                    (runtime.freeze, Seen.STOPPED),
+                    (runtime.pause, Seen.PAUSED),
+                    (runtime.hang, Seen.SLEEPING),
+                    (runtime.starve, Seen.RUNNABLE),
+                ):
+                    await silence("sb-1")
+                    with pytest.raises(DeadlineExceeded):
+                        await client.call("ping", timeout_s=0.1)
+                    (observed,) = await runtime.list_owned()
+                    assert (observed.running, observed.paused) == (True, seen is Seen.PAUSED)
+                    assert (await runtime.look("fake-sb-1")).seen is seen
+                    await runtime.thaw("sb-1")
+                    await client.call("ping", timeout_s=5.0)
+                await runtime.kill("sb-1")
+                assert (await runtime.look("fake-sb-1")).seen is Seen.GONE
 
     run(main)
 
@@ -115,7 +156,9 @@ def test_only_the_environment_dies_or_raises() -> None:
                 await client.call("env.reset", seq=0, task="9", seed=1)
                 with pytest.raises(SandboxLost):
                     await client.call("env.step", seq=1, action="x")
-                assert (await client.call("ping"))["env"] == "dead"
+                ping = await client.call("ping")
+                assert (ping["env"], ping["env_deaths"]) == ("ready", 1)  # the guest has started it anew
+                assert "exited with code 1" in ping["env_cause"]
                 runtime.faults.env_dies_after_steps = None
                 runtime.faults.env_raises_after_steps = 0
                 await client.call("env.reset", seq=0, task="9", seed=1)
