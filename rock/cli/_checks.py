@@ -62,7 +62,12 @@ def disk(home: Path) -> Check:
 def server(home: Path) -> Check:
     seen = read_server(home)
     if _state.lock_is_held(home) and seen is not None and seen.alive:
-        return Check("platform", Verdict.OK, f"runs at {seen.url}, pid {seen.pid}")
+        who = f"guardian {seen.guardian_pid}" if seen.guarded else "nobody starts it again"
+        return Check("platform", Verdict.OK, f"runs at {seen.url}, pid {seen.pid}, {who}")
+    if seen is not None and seen.guarded:
+        return Check("platform", Verdict.MISSING, f"process {seen.pid} died; guardian {seen.guardian_pid} restarts it")
+    if seen is not None and seen.gave_up:
+        return Check("platform", Verdict.MISSING, seen.gave_up, "rock logs; rock up -d")
     if seen is not None:
         return Check("platform", Verdict.MISSING, f"process {seen.pid} ended without being stopped", "rock up -d")
     return Check("platform", Verdict.OK, "not running")
@@ -70,7 +75,7 @@ def server(home: Path) -> Check:
 
 def port(home: Path) -> Check:
     seen = read_server(home)
-    if seen is not None and seen.alive and seen.url.endswith(f":{DEFAULT_PORT}"):
+    if seen is not None and (seen.alive or seen.guarded) and seen.url.endswith(f":{DEFAULT_PORT}"):
         return Check("port", Verdict.OK, f"{DEFAULT_PORT} is the platform's")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -45,6 +45,14 @@ def _with_history(error: Exception) -> Exception:
     server = read_server(rock_home())
     if os.environ.get("ROCK_URL") or server is None or server.alive or not isinstance(error, PlatformUnavailable):
         return error
+    if server.guarded:
+        return PlatformUnavailable(
+            f"The platform at {server.url} (process {server.pid}) has died and is being started again.",
+            hint="Try again in a moment; `rock logs` shows why.",
+            cause=error.cause,
+        )
+    if server.gave_up:
+        return PlatformUnavailable(server.gave_up, hint="`rock logs` shows its last words; then: rock up -d")
     return PlatformUnavailable(
         f"The platform that ran at {server.url} (process {server.pid}, since {server.started_at:%Y-%m-%d %H:%M}) "
         "is gone without having been stopped.",

@@ -1,5 +1,6 @@
 """A platform in the background: started apart from the terminal, waited for, and explained when it does not come up.
 
+What is started is its guardian (:mod:`rock.cli._guardian`), which starts the platform's own process.
 Invariants: when `start` returns, the platform answers; when it raises, or is interrupted, nothing of it is left.
 """
 
@@ -13,12 +14,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
+from rock.cli import _guardian, _state
 from rock.cli._errors import storage_error
 from rock.cli._settings import Settings
 from rock.cli._state import log_path, make_home
@@ -43,9 +47,8 @@ def start(settings: Settings, *, timeout_s: float = START_TIMEOUT_S) -> ServerFi
     home = settings.home
     make_home(home)
     log = log_path(home)
-    argv = [sys.executable, "-m", "rock.cli", "up", *settings.arguments()]
-    environ = {**os.environ, "ROCK_HOME": str(home), "ROCK_DATABASE": settings.database, "PYTHONUNBUFFERED": "1"}
-    environ.pop("ROCK_URL", None)
+    argv = _guardian.argv_of(home, _server_argv(settings))
+    environ = _environ(settings)
     try:
         if log.exists() and log.stat().st_size > _LONGEST_LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
@@ -62,8 +65,49 @@ def start(settings: Settings, *, timeout_s: float = START_TIMEOUT_S) -> ServerFi
             raise KeyboardInterrupt
         return _wait(process, home, log, begin, timeout_s)
     except BaseException:
-        _end(process)
+        _end(process, home)
         raise
+
+
+def running_soon(home: Path, *, timeout_s: float = START_TIMEOUT_S) -> ServerFile | None:
+    """The server of ``home``; one that somebody is just starting, or starting again, is waited for. None if there is
+    none. Raises DeadlineExceeded (platform)."""
+    deadline = time.monotonic() + timeout_s
+    while _state.lock_is_held(home):
+        running = _state.running_server(home)
+        if running is not None:
+            return running
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(
+                f"Somebody starts the platform of {home} and has not come to an end within {timeout_s:g} s.",
+                hint=f"Its log is {log_path(home)}; `rock down` ends it.",
+            )
+        time.sleep(_LOOK_EVERY_S)
+    return None
+
+
+def become_guardian(settings: Settings) -> NoReturn:
+    """Go on as the guardian of the platform in the foreground: this process, without what it has loaded."""
+    make_home(settings.home)
+    argv = _guardian.argv_of(settings.home, _server_argv(settings))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(argv[0], argv, _environ(settings))
+
+
+def _server_argv(settings: Settings) -> list[str]:
+    return [sys.executable, "-m", "rock.cli", "up", *settings.arguments()]
+
+
+def _environ(settings: Settings) -> dict[str, str]:
+    environ = {
+        **os.environ,
+        "ROCK_HOME": str(settings.home),
+        "ROCK_DATABASE": settings.database,
+        "PYTHONUNBUFFERED": "1",
+    }
+    environ.pop("ROCK_URL", None)
+    return environ
 
 
 @contextmanager
@@ -86,7 +130,7 @@ def _wait(process: subprocess.Popen[bytes], home: Path, log: Path, begin: int, t
         if process.poll() is not None:
             raise _explain(process.returncode, log, begin)
         server = read_server(home)
-        if server is not None and server.pid == process.pid and answers(server.url):
+        if server is not None and server.guardian_pid == process.pid and answers(server.url):
             process.returncode = 0  # it outlives us: not ours to wait for
             return server
         time.sleep(_LOOK_EVERY_S)
@@ -124,46 +168,47 @@ def _explain(code: int, log: Path, begin: int) -> RockError:
     _, found, reason = text.rpartition("Error: ")
     if found:
         return PlatformUnavailable(f"The platform did not start: {reason.strip()}", hint=f"(Its log: {log})")
+    code = 128 - code if code > 128 else code  # the guardian ends as the platform did
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return PlatformUnavailable(f"The platform {how} while it started.", hint=f"Its log is {log}.", cause=text)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], home: Path) -> None:
     """Stop what was started: it removes its sandboxes by itself if it has the time."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    if process.poll() is None:
+        stop([ServerFile(process.pid, "", datetime.now(UTC)), *_state.processes(home)])
+    process.wait()
 
 
-def stop(server: ServerFile, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """End the server's process, in order if it can; returns False if it had to be killed."""
-    if not server.alive:
-        return True
+def stop(processes: Sequence[ServerFile], *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+    """End a platform's processes, the first of which passes it on to the others, in order if it can; returns False if
+    they had to be killed, which is done from the first on, so that none starts another again."""
     try:
-        process = psutil.Process(server.pid)
-        process.terminate()
-        if _ended(server, timeout_s):
+        living = [psutil.Process(one.pid) for one in processes if one.alive]
+        if not living:
             return True
-        process.kill()
-        _ended(server, _KILL_TIMEOUT_S)
+        living[0].terminate()
+        if _ended(processes, timeout_s):
+            return True
+        for process in living:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _ended(processes, _KILL_TIMEOUT_S)
         return False
     except psutil.NoSuchProcess:
-        return True
+        return _ended(processes, timeout_s)
     except psutil.AccessDenied as error:
         raise PlatformUnavailable(
-            f"Process {server.pid} belongs to another user.", hint="Run `rock down` as the user that ran `rock up`."
+            f"Process {processes[0].pid} belongs to another user.",
+            hint="Run `rock down` as the user that ran `rock up`.",
         ) from error
 
 
-def _ended(server: ServerFile, within_s: float) -> bool:
+def _ended(processes: Sequence[ServerFile], within_s: float) -> bool:
     """Not psutil's own wait: it takes for living what has ended and whose parent does not look, as in a container whose
     first process reaps nobody."""
     deadline = time.monotonic() + within_s
-    while server.alive:
+    while any(one.alive for one in processes):
         if time.monotonic() > deadline:
             return False
         time.sleep(_LOOK_EVERY_S)

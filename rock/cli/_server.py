@@ -1,7 +1,8 @@
 """The process that serves: the platform of a state directory from its lock to its last sandbox.
 
-Invariants: the lock and the port are had before anything is started; ``server.json`` exists only while the address
-answers; however serving ends, what the platform owns is removed, unless it was asked to leave the sandboxes.
+Invariants: the lock and the port are had before anything is started; ``server.json`` names an address that answers, or
+one that its guardian brings back; however serving ends in order, what the platform owns is removed, unless it was asked
+to leave the sandboxes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import dataclass, replace
 
 from rock.api.app import create_app
 from rock.api.server import serve as serve_api
 from rock.cli import _state
+from rock.cli._guardian import GUARDIAN_ENV, RESTARTED_ENV
 from rock.cli._output import say
 from rock.cli._settings import Settings
 from rock.cluster.local import Platform
@@ -30,28 +33,50 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("httpx", "httpcore", "docker", "urllib3", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    with _state.serving(settings.home):
+    guarding = Guarding.of_this_process()
+    if guarding.why and settings.port == 0:
+        settings = replace(settings, port=_state.previous_port(settings.home))
+    with _state.serving(settings.home, again=bool(guarding.why)):
         _refuse_taken_port(settings.host, settings.port)
         try:
-            asyncio.run(_run(settings))
+            asyncio.run(_run(settings, guarding))
         except asyncio.CancelledError:
             say("Stopped while it was starting.")
             sys.exit(128 + signal.SIGTERM)
 
 
-async def _run(settings: Settings) -> None:
+@dataclass(frozen=True, slots=True)
+class Guarding:
+    """What the guardian told this process when it started it."""
+
+    guardian: tuple[int, float] = (0, 0.0)
+    """Its pid and start time; zeros for none."""
+    why: str = ""
+    """Why this process is another one's successor; empty at the first start."""
+
+    @classmethod
+    def of_this_process(cls) -> Guarding:
+        """Takes it out of the environment, which what we start inherits."""
+        pid, _, started_s = os.environ.pop(GUARDIAN_ENV, "").partition(" ")
+        why = os.environ.pop(RESTARTED_ENV, "")
+        return cls((int(pid), float(started_s)), why) if pid and int(pid) == os.getppid() else cls(why=why)
+
+
+async def _run(settings: Settings, guarding: Guarding) -> None:
     starting = asyncio.current_task()
     assert starting is not None
     # Until the API takes the signals over. Left to itself SIGTERM would end the process with containers half made.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
     platform = await Platform.open(settings.platform())
     keep = False
+    if guarding.why:
+        platform.control.note_restart(guarding.why)
     try:
         await serve_api(
             create_app(platform.control),
             settings.host,
             settings.port,
-            lambda url: _ready(settings, platform, url),
+            lambda url: _ready(settings, platform, url, guarding),
         )
         keep = platform.control.keep_sandboxes
     finally:
@@ -60,8 +85,8 @@ async def _run(settings: Settings) -> None:
         await platform.close(keep_sandboxes=keep)
 
 
-def _ready(settings: Settings, platform: Platform, url: str) -> None:
-    _state.publish(settings.home, url)
+def _ready(settings: Settings, platform: Platform, url: str, guarding: Guarding) -> None:
+    _state.publish(settings.home, url, guarding.guardian)
     say(f"The platform serves at [bold]{url}[/] (runtime {platform.runtime.name}). Ctrl-C stops it.")
     if reason := fallback_reason(settings.runtime, platform.runtime.name):
         say(f"[yellow]{reason}[/]")

@@ -17,9 +17,9 @@ def down(
 ) -> None:
     """Stop the platform of this state directory and remove every sandbox it started.
 
-    It works as well while the platform is still starting, and when it was killed and only its sandboxes are left: they
-    are found by the label that each carries. Sandboxes of other platforms on this machine are not touched. Runs,
-    episodes and built environments stay.
+    Its guardian, which would start it again, is ended first. It works as well while the platform is still starting,
+    and when it was killed and only its sandboxes are left: they are found by the label that each carries. Sandboxes of
+    other platforms on this machine are not touched. Runs, episodes and built environments stay.
 
     Examples:
       rock down
@@ -32,11 +32,12 @@ def down(
     from rock.sdk.home import rock_home
 
     directory = rock_home(home)
-    server = _state.running_server(directory) or _state.starting_server(directory)
-    if server is not None:
-        where = f"at {server.url}" if server.url else "that is starting"
-        say(f"stopping the platform {where} (pid {server.pid})")
-        if not _daemon.stop(server):
+    processes = _state.processes(directory)
+    if processes:
+        url = next((one.url for one in processes if one.url), "")
+        pids = ", ".join(str(one.pid) for one in processes)
+        say(f"stopping the platform {f'at {url}' if url else 'that is starting'} (pid {pids})")
+        if not _daemon.stop(processes):
             say(f"[yellow]it did not stop within {_daemon.STOP_TIMEOUT_S:g} s and was killed[/]")
     removed = 0
     if directory.exists():
@@ -44,7 +45,7 @@ def down(
             removed = asyncio.run(sweep(directory))
     if removed:
         say(f"removed {removed} sandbox{'es' if removed != 1 else ''} that had been left behind")
-    if server is not None:
+    if processes:
         say("stopped")
     elif not removed:
         say("nothing runs")

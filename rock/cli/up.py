@@ -43,7 +43,8 @@ def up(
     Sandboxes run under Docker, or under bubblewrap where no Docker engine can be used. What an earlier platform of the
     same state directory left running is taken over. If one runs already, this says where and changes nothing.
 
-    In the foreground, Ctrl-C stops the platform and removes its sandboxes; with -d, `rock down` does.
+    In the foreground, Ctrl-C stops the platform and removes its sandboxes; with -d, `rock down` does. Should the
+    platform's process die, a small guardian process starts it again: episodes that are under way go on meanwhile.
 
     Examples:
       rock up -d
@@ -51,7 +52,8 @@ def up(
       rock up --port 8000 --runtime bubblewrap --home /data/rock
       ROCK_KEY=$(cat key) rock up -d --host 0.0.0.0
     """
-    from rock.cli import _daemon, _state
+    from rock.cli import _daemon
+    from rock.cli._guardian import GUARDIAN_ENV
     from rock.cli._settings import Settings
     from rock.sdk.home import rock_home
 
@@ -61,18 +63,19 @@ def up(
     _refuse_open_door(host)
     directory = rock_home(home)
     os.environ["ROCK_HOME"] = str(directory)
-    if _state.lock_is_held(directory) and (running := _state.running_server(directory)) is not None:
-        _already(running)
-        return
     settings = Settings(
         home=directory, host=host, port=port, runtime=runtime, database=database, capacity=capacity, pools=pools
     )
-    if detach:
-        _started(_daemon.start(settings), settings)
-        return
-    from rock.cli._server import serve
+    if GUARDIAN_ENV in os.environ:
+        from rock.cli._server import serve
 
-    serve(settings)
+        serve(settings)
+    elif (running := _daemon.running_soon(directory)) is not None:
+        _already(running)
+    elif detach:
+        _started(_daemon.start(settings), settings)
+    else:
+        _daemon.become_guardian(settings)
 
 
 def _pools(items: list[str]) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """Where a platform keeps its state, and how a client finds the one that runs.
 
 The address a client uses is, in this order: what the caller passed, ``ROCK_URL``, the address in ``server.json`` of
-``$ROCK_HOME`` if the process that wrote it still lives, and the default, but this only for who named no state
-directory: whoever did means the platform of that one, never another's. A file left behind by a dead server, or by one
-whose process id now belongs to somebody else, is never believed.
+``$ROCK_HOME`` if the process that wrote it, or the guardian that starts it again, still lives, and the default, but
+this only for who named no state directory: whoever did means the platform of that one, never another's. A file left
+behind by a dead server, or by one whose process id now belongs to somebody else, is never believed.
 """
 
 from __future__ import annotations
@@ -46,22 +46,38 @@ class ServerFile:
     started_at: datetime
     process_started_s: float = 0.0
     """Start of the process as seconds since the epoch: tells it from a later one that got the same pid."""
+    guardian_pid: int = 0
+    """The process that starts this one again when it dies; 0 for none."""
+    guardian_started_s: float = 0.0
+    gave_up: str = ""
+    """Why the guardian no longer does."""
 
     @property
     def alive(self) -> bool:
         """Whether that very process still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            started_s = process.create_time()
-        except psutil.NoSuchProcess:
+        return runs(
+            self.pid, self.process_started_s or self.started_at.timestamp(), exactly=bool(self.process_started_s)
+        )
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its guardian runs: then it is back in a moment at the same address, should it be dead now."""
+        return bool(self.guardian_pid) and runs(self.guardian_pid, self.guardian_started_s)
+
+
+def runs(pid: int, started_s: float, *, exactly: bool = True) -> bool:
+    """Whether the process of that id and start time runs; not ``exactly``: one that started no later."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        except psutil.AccessDenied:
-            return True
-        if self.process_started_s:
-            return bool(abs(started_s - self.process_started_s) <= _START_SLACK_S)
-        return bool(started_s <= self.started_at.timestamp() + _START_SLACK_S)
+        seen_s = process.create_time()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+    late_s = seen_s - started_s
+    return bool((abs(late_s) if exactly else late_s) <= _START_SLACK_S)
 
 
 def server_path(home: Path) -> Path:
@@ -80,6 +96,9 @@ def read_server(home: Path) -> ServerFile | None:
             url=str(raw["url"]),
             started_at=datetime.fromisoformat(raw["started_at"]),
             process_started_s=float(raw.get("process_started_s") or 0.0),
+            guardian_pid=int(raw.get("guardian_pid") or 0),
+            guardian_started_s=float(raw.get("guardian_started_s") or 0.0),
+            gave_up=str(raw.get("gave_up") or ""),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -95,7 +114,7 @@ def resolve_url(url: str | None = None, home: Path | None = None) -> str:
         return chosen.rstrip("/")
     directory = rock_home(home)
     server = read_server(directory)
-    if server is not None and server.alive:
+    if server is not None and (server.alive or server.guarded):
         return server.url.rstrip("/")
     if is_default(directory):
         return DEFAULT_URL

@@ -95,8 +95,14 @@ def test_up_twice_says_what_runs(rock: Rock, rock_home: Path) -> None:
 def test_a_killed_platform_blocks_nothing_and_is_told_of(rock: Rock, rock_home: Path) -> None:
     up(rock)
     first = server(rock_home)
-    os.kill(first["pid"], signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(first["pid"])] if psutil.pid_exists(first["pid"]) else [], timeout=10)
+    for pid in (first["guardian_pid"], first["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    found = read_server(rock_home)
+    assert found is not None
+    deadline = time.monotonic() + 10
+    while found.alive or found.guarded:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     told = rock("ps", code=1).stderr
     assert "without having been stopped" in told
     assert "rock up -d" in told
@@ -113,13 +119,13 @@ def test_a_recycled_pid_is_not_taken_for_the_platform(rock: Rock, rock_home: Pat
     assert psutil.pid_exists(os.getpid())
 
 
-def test_a_taken_port_is_named_and_leaves_nothing(rock: Rock, rock_home: Path) -> None:
+def test_a_taken_port_is_named_and_leaves_nothing(rock: Rock, rock_process: Rock, rock_home: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         for arguments in (("up",), ("up", "-d")):
-            told = rock(*arguments, "--runtime", "fake", "--port", str(port), code=1).stderr
+            told = rock_process(*arguments, "--runtime", "fake", "--port", str(port), code=1).stderr
             assert f"Port {port}" in told
             assert "--port" in told
     assert not (rock_home / "server.json").exists()
@@ -241,7 +247,7 @@ def test_down_stops_a_platform_that_is_still_starting(rock: Rock, rock_home: Pat
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert f"pid {process.pid}" in rock("down").stdout
+    assert f"pid {process.pid}, " in rock("down").stdout  # its guardian, and itself
     _, err = process.communicate(timeout=30)
     assert "Traceback" not in err
     assert not (rock_home / "server.json").exists()
