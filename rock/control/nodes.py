@@ -1,54 +1,439 @@
-"""The nodes as control knows them, and which of them gets the next sandbox."""
+"""The nodes as control knows them: who there is, how each stands, and which of them gets the next sandbox.
+
+Every node is looked at once a second, all at the same time, each look with a deadline; a claim is placed by what was
+seen last and what was placed since, without asking anybody. What a node's standing is, is computed in
+`rock.domain.nodes` alone; here it is announced when it changes, and acted upon.
+
+Invariants: a node that is dead has lost its leases before anything new can be placed on it; one that returns is told
+which leases are its own before it is *up*; no node is called dead for time in which control itself did not run.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
 
-from rock.domain.errors import PlatformUnavailable
-from rock.domain.placement import NodeLoad, choose
-from rock.domain.sandbox import LIVING
+from rock.control.members import LagMeter, Member, Pool
+from rock.domain.clock import Clock, MonotonicClock
+from rock.domain.errors import DeadlineExceeded, NotFound, PlatformUnavailable, RockError
+from rock.domain.nodes import TRANSITIONS, HeartbeatPolicy, NodeHealth, NodeStanding
+from rock.domain.outliers import OutlierBook, OutlierPolicy, slowness
+from rock.domain.placement import choose
+from rock.store.nodes import NodeStore, Word
 from rock.wire.handle import NodeHandle
-from rock.wire.models import NodeView, SandboxSpec
+from rock.wire.models import EventView, NodeView, SandboxSpec, SandboxView
+
+log = logging.getLogger(__name__)
+
+# A handle has deadlines of its own; this is for one that has not.
+_LOOK_TIMEOUT_S = 2.0
+# A claim waits this long for a node that has just missed a heartbeat, or is just rejoining, when there is no other.
+_SETTLE_S = 3.0
+
+
+class LeaseKeeper(Protocol):
+    """What the book of leases does when a node goes or comes."""
+
+    def node_lost(self, name: str, why: str) -> None:
+        """Its leases must live on elsewhere, or end."""
+        ...
+
+    async def readopt(self, node: NodeHandle) -> None:
+        """Tell a node that was away which leases are its own; those it lost are lost."""
+        ...
+
+    def drain(self, name: str, why: str) -> int:
+        """Move the leases that can be moved; how many there still are."""
+        ...
 
 
 class NodeBook:
-    def __init__(self, nodes: Sequence[NodeHandle], rng: random.Random) -> None:
-        self._nodes = {node.name: node for node in nodes}
+    def __init__(
+        self,
+        nodes: Sequence[NodeHandle],
+        rng: random.Random,
+        *,
+        clock: Clock | None = None,
+        heartbeat: HeartbeatPolicy | None = None,
+        outliers: OutlierPolicy | None = None,
+    ) -> None:
         self._rng = rng
+        self._clock = clock or MonotonicClock()
+        self._policy = heartbeat or HeartbeatPolicy()
+        self._outliers = OutlierBook(outliers)
+        self._members: dict[str, Member] = {}
+        self._pools: dict[str, Pool] = {}
+        self._words: dict[str, Word] = {}
+        self._lag = LagMeter(self._clock)
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._keeper: LeaseKeeper | None = None
+        self._store: NodeStore | None = None
+        self._on_change: list[Callable[[SandboxView], None]] = []
+        self._on_event: list[Callable[[EventView], None]] = []
+        for node in nodes:
+            self._members[node.name] = Member(node, NodeHealth(self._clock.now(), self._policy))
+
+    # --- who there is
 
     def __iter__(self) -> Iterator[NodeHandle]:
-        return iter(tuple(self._nodes.values()))
+        """Those that may be spoken to: all but the dead."""
+        return iter(tuple(member.handle for member in self._members.values() if not member.health.dead))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._nodes
+        return name in self._members
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._members)
 
     def get(self, name: str) -> NodeHandle:
-        return self._nodes[name]
+        """Raises NotFound."""
+        return self._member(name).handle
 
-    async def choose(self, spec: SandboxSpec) -> NodeHandle:
-        """Raises PlatformUnavailable when no node may be given a lease."""
-        if len(self._nodes) == 1:
-            return next(iter(self))
-        views = await asyncio.gather(*(node.view() for node in self))
-        chosen = choose([_load(view, spec.digest) for view in views], self._rng)
-        if chosen is None:
-            details = "; ".join(f"{view.name}: {view.detail}" for view in views) or "none has joined"
-            raise PlatformUnavailable(f"no node is healthy ({details})", hint="`rock doctor` says what is missing.")
-        return self._nodes[chosen.name]
+    def _member(self, name: str) -> Member:
+        if (member := self._members.get(name)) is None:
+            known = ", ".join(sorted(self._members)) or "none has joined"
+            raise NotFound(f"no node {name!r}; there are: {known}", hint="`rock node list` shows them.")
+        return member
+
+    def listen(self, on_change: Callable[[SandboxView], None], on_event: Callable[[EventView], None]) -> None:
+        """Hear of every change and event of every node, those included that join later; and of the nodes' standing."""
+        self._on_change.append(on_change)
+        self._on_event.append(on_event)
+        for member in self._members.values():
+            member.handle.on_change(on_change)
+            member.handle.on_event(on_event)
+
+    # --- beginning and end
+
+    async def begin(self, keeper: LeaseKeeper, store: NodeStore) -> None:
+        """After the nodes that are there have adopted. Raises StorageError."""
+        self._keeper, self._store = keeper, store
+        self._words = await store.words()
+        for member in self._members.values():
+            member.generation = 1  # recovery has just told it its leases on its first connection
+            member.health.say(self._word(member.handle.name))
+        await asyncio.gather(*(self._look(member) for member in self._members.values()))
+        self._tasks = [asyncio.create_task(self._lag.run()), asyncio.create_task(self._judge_forever())]
+        for member in self._members.values():
+            self._start(member)
+
+    def _start(self, member: Member) -> None:
+        member.beating = asyncio.create_task(self._beat_forever(member), name=f"heartbeat of {member.handle.name}")
+
+    async def close(self) -> None:
+        """End the loops. The nodes are their owner's to close."""
+        members = self._members.values()
+        tasks = [*self._tasks, *(t for m in members for t in (m.beating, m.rejoining) if t is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def join(self, handle: NodeHandle) -> None:
+        """A node that came later. It is *up* once it has been told which leases are its own."""
+        if handle.name in self._members:
+            return
+        member = Member(handle, NodeHealth(self._clock.now(), self._policy), NodeStanding.SUSPECT, "it joins")
+        member.health.returned()
+        member.health.say(self._word(handle.name))
+        for on_change in self._on_change:
+            handle.on_change(on_change)
+        for on_event in self._on_event:
+            handle.on_event(on_event)
+        self._members[handle.name] = member
+        self._emit(member, "node.joined", "")
+        self._start(member)
+
+    async def leave(self, name: str, why: str) -> None:
+        """It is gone for good: its leases are lost. Idempotent."""
+        member = self._members.get(name)
+        if member is None:
+            return
+        tasks = [task for task in (member.beating, member.rejoining) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._keeper is not None:
+            self._keeper.node_lost(name, why)
+        self._outliers.forget(name)
+        self._members.pop(name, None)
+        self._emit(member, "node.left", why)
+
+    # --- looking at them
+
+    async def _beat_forever(self, member: Member) -> None:
+        while True:
+            began = self._clock.now()
+            await self._look(member)
+            await asyncio.sleep(max(0.05, self._policy.interval_s - (self._clock.now() - began)))
+
+    async def beat(self) -> None:
+        """Look at every node once, and judge what was seen."""
+        await asyncio.gather(*(self._look(member) for member in self._members.values()))
+        self.judge()
+
+    async def _look(self, member: Member) -> None:
+        placed_before = member.placed.copy()
+        try:
+            async with asyncio.timeout(_LOOK_TIMEOUT_S):
+                view = await member.handle.view()
+        except (RockError, TimeoutError) as error:
+            member.health.missed(self._clock.now(), self._starved(member))
+            why = error.message if isinstance(error, RockError) else "it does not answer"
+            self._announce(member, f"{why} ({member.health.silent_s(self._clock.now()):.1f} s silent)")
+            return
+        self._starved(member)
+        member.placed -= placed_before  # they are in the view by now
+        member.view, member.seen_at = view, datetime.now(UTC)
+        member.health.answered(self._clock.now())
+        if view.generation > member.generation:
+            member.health.returned()
+        if member.health.must_rejoin and (member.rejoining is None or member.rejoining.done()):
+            member.rejoining = asyncio.create_task(self._rejoin(member, view.generation))
+        self._announce(member, self._why_up(member))
+
+    def _starved(self, member: Member) -> float:
+        """The time in which this process did not run, since this was asked last for this node."""
+        since_s = self._lag.starved_s - member.starved_mark_s
+        member.starved_mark_s = self._lag.starved_s
+        return since_s
+
+    async def _rejoin(self, member: Member, generation: int) -> None:
+        try:
+            if self._keeper is not None:
+                await self._keeper.readopt(member.handle)
+        except RockError as error:
+            log.warning("node=%s could not rejoin yet: %s", member.handle.name, error)
+            return
+        member.generation = generation
+        member.health.rejoined(self._clock.now())
+        self._announce(member, self._why_up(member))
+        await self._tell_pools(member)
+
+    def _why_up(self, member: Member) -> str:
+        if member.health.must_rejoin:
+            return "it answers again and is being told which leases are its own"
+        if member.health.word is not None:
+            word = self._words.get(member.handle.name)
+            empty = "empty; " if member.drained else ""
+            return empty + (word.detail if word else "")
+        return member.detail if member.standing is NodeStanding.EJECTED else ""
+
+    # --- standing
+
+    def _announce(self, member: Member, detail: str) -> None:
+        now = self._clock.now()
+        before, after = member.standing, member.health.standing(now)
+        if after is NodeStanding.UP and self._outliers.on_trial(member.handle.name, now):
+            detail = "on trial after it was ejected"
+        member.detail = detail
+        if after is before:
+            return
+        if after not in TRANSITIONS[before]:
+            log.error("node=%s went from %s to %s, which is no way there is", member.handle.name, before, after)
+        member.standing = after
+        self._emit(member, f"node.{after}", detail)
+        if after is NodeStanding.DEAD:
+            member.placed.clear()
+            self._outliers.forget(member.handle.name)
+            if self._keeper is not None:
+                self._keeper.node_lost(member.handle.name, detail)
+        self._changed.set()
+
+    def _emit(self, member: Member, kind: str, detail: str) -> None:
+        name = member.handle.name
+        event = EventView(at=datetime.now(UTC), kind=kind, subject=name, detail=detail, node=name)
+        for callback in self._on_event:
+            callback(event)
+
+    async def _judge_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._policy.interval_s)
+            self.judge()
+
+    def judge(self) -> None:
+        """Eject the outliers, let those return whose time is over, and see what still holds a node that drains."""
+        now = self._clock.now()
+        living = {name: m for name, m in self._members.items() if not m.health.must_rejoin and m.view is not None}
+        latencies = {name: m.view.step_p50_s for name, m in living.items() if m.view is not None}
+        ratios = slowness(latencies, self._outliers.policy)
+        for name, member in living.items():
+            member.slowness = ratios.get(name, 1.0)
+            if not self._outliers.on_trial(name, now):
+                member.trial_leases = 0
+        for ejection in self._outliers.judge(now, latencies, living.keys()):
+            member = living[ejection.node]
+            member.health.eject(ejection.until)
+            member.trial_leases = 0
+            detail = f"its steps take {ejection.ratio:.1f} times as long as the others'"
+            self._announce(member, f"{detail}; tried again in {ejection.until - now:.0f} s")
+        for member in living.values():
+            if member.health.word is NodeStanding.DRAINING:
+                self._drain(member)
+            self._announce(member, self._why_up(member))
+
+    def _drain(self, member: Member) -> None:
+        name = member.handle.name
+        left = self._keeper.drain(name, "its node is being drained") if self._keeper is not None else 0
+        if left == 0 and not member.drained:
+            self._emit(member, "node.drained", "it holds no lease any more")
+        member.drained = left == 0
+
+    # --- what operators say
+
+    async def cordon(self, name: str, reason: str = "") -> NodeView:
+        """No new leases from now on. Raises NotFound, StorageError."""
+        return await self._say(name, NodeStanding.CORDONED, reason)
+
+    async def drain(self, name: str, reason: str = "") -> NodeView:
+        """Cordon it, empty its pools, move what can be moved and wait for the rest."""
+        return await self._say(name, NodeStanding.DRAINING, reason)
+
+    async def uncordon(self, name: str) -> NodeView:
+        return await self._say(name, None, "")
+
+    async def _say(self, name: str, word: NodeStanding | None, reason: str) -> NodeView:
+        member = self._member(name)
+        stored = Word(word, reason, datetime.now(UTC)) if word is not None else None
+        if self._store is not None:
+            await (self._store.save(name, stored) if stored is not None else self._store.remove(name))
+        if stored is None:
+            self._words.pop(name, None)
+        else:
+            self._words[name] = stored
+        member.health.say(word)
+        member.drained = False
+        self._announce(member, self._why_up(member))
+        await self._tell_pools(member)
+        self.judge()
+        return member.described(self._clock.now())
+
+    def _word(self, name: str) -> NodeStanding | None:
+        stored = self._words.get(name)
+        return stored.standing if stored is not None else None
+
+    # --- pools
+
+    async def set_pool(self, spec: SandboxSpec, target: int, *, minimum: int = 0, maximum: int = 0) -> None:
+        """As of a node (`NodeHandle.set_pool`), for every node that is not drained, those that join later too."""
+        pool = Pool(spec, target, minimum, maximum)
+        if pool.wanted:
+            self._pools[spec.digest] = pool
+        else:
+            self._pools.pop(spec.digest, None)
+        for member in self._members.values():
+            if not member.health.dead:
+                await member.keep(pool)
+
+    async def _tell_pools(self, member: Member) -> None:
+        """Everything again: it may be another process by now."""
+        for pool in list(self._pools.values()):
+            try:
+                await member.keep(pool)
+            except RockError as error:
+                log.warning("node=%s pool=%s could not be set: %s", member.handle.name, pool.spec.digest, error)
+
+    # --- placing
+
+    async def choose(self, spec: SandboxSpec, *, avoid: Collection[str] = ()) -> NodeHandle:
+        """The node for the next sandbox; ``avoid`` those that were tried in vain. Raises PlatformUnavailable.
+
+        When every node has just missed a heartbeat it waits a little: that is soon decided one way or the other.
+        """
+        deadline = asyncio.get_running_loop().time() + _SETTLE_S
+        while True:
+            self._changed.clear()
+            await self._first_looks()
+            chosen = self._place(spec.digest, avoid)
+            if chosen is not None:
+                return chosen
+            if not any(m.standing is NodeStanding.SUSPECT for n, m in self._members.items() if n not in avoid):
+                raise self._nobody()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise self._nobody() from None
+
+    async def _first_looks(self) -> None:
+        unseen = [m for m in self._members.values() if m.view is None and not m.health.must_rejoin]
+        if unseen:
+            await asyncio.gather(*(self._look(member) for member in unseen))
+
+    def _place(self, digest: str, avoid: Collection[str]) -> NodeHandle | None:
+        now = self._clock.now()
+        loads = []
+        for name, member in self._members.items():
+            standing = member.health.standing(now)
+            takes = standing in (NodeStanding.UP, NodeStanding.EJECTED) and name not in avoid
+            if takes and member.view is not None:
+                on_trial = self._outliers.on_trial(name, now)
+                full = on_trial and member.trial_leases >= self._outliers.policy.trial_leases
+                loads.append(member.load(digest, last_resort=full or standing is NodeStanding.EJECTED))
+        if len(loads) == 1:  # sick or not: its own refusal says most
+            chosen = loads[0]
+        elif (found := choose(loads, self._rng)) is not None:
+            chosen = found
+        else:
+            return None
+        member = self._members[chosen.name]
+        member.placed[digest] += 1
+        member.trial_leases += self._outliers.on_trial(chosen.name, now)
+        return member.handle
+
+    def _nobody(self) -> PlatformUnavailable:
+        now = self._clock.now()
+        each = [
+            f"{name} is {member.health.standing(now)}" + (f": {member.detail}" if member.detail else "")
+            for name, member in self._members.items()
+        ]
+        return PlatformUnavailable(
+            f"no node takes new leases ({'; '.join(each) or 'none has joined'})",
+            hint="`rock node list` shows the nodes, `rock node uncordon` lets one take leases again.",
+        )
+
+    # --- looking through them
+
+    async def views(self) -> list[NodeView]:
+        """As they are now; of one that does not answer, what was seen last."""
+        await asyncio.gather(*(self._refresh(m) for m in self._members.values() if not m.health.must_rejoin))
+        return [member.described(self._clock.now()) for member in self._members.values()]
+
+    async def _refresh(self, member: Member) -> None:
+        placed_before = member.placed.copy()
+        try:
+            async with asyncio.timeout(_LOOK_TIMEOUT_S):
+                view = await member.handle.view()
+        except (RockError, TimeoutError):
+            return  # the heartbeat judges that
+        if view.generation == member.generation or view.generation == 0:
+            member.placed -= placed_before
+            member.view, member.seen_at = view, datetime.now(UTC)
+
+    async def sandboxes(self) -> list[SandboxView]:
+        """Of every node that answers."""
+        answers = await asyncio.gather(*(node.sandboxes() for node in self), return_exceptions=True)
+        return [view for answer in answers for view in _unless_silent(answer)]
+
+    async def find(self, sandbox_id: str) -> tuple[NodeHandle, SandboxView]:
+        """Raises NotFound when no node that answers has it."""
+        nodes = list(self)
+        answers = await asyncio.gather(*(node.sandbox(sandbox_id) for node in nodes), return_exceptions=True)
+        for node, answer in zip(nodes, answers, strict=True):
+            if isinstance(answer, SandboxView):
+                return node, answer
+            if not isinstance(answer, NotFound | PlatformUnavailable | DeadlineExceeded):
+                raise answer
+        raise NotFound(f"no living sandbox {sandbox_id!r}", hint="`rock ps` lists them.")
 
 
-def _load(view: NodeView, digest: str) -> NodeLoad:
-    memory = view.memory_used_bytes / view.memory_total_bytes if view.memory_total_bytes else 0.0
-    return NodeLoad(
-        name=view.name,
-        healthy=view.healthy,
-        living=sum(count for state, count in view.sandboxes.items() if state in LIVING),
-        capacity=view.capacity,
-        ready=sum(pool.ready for pool in view.pools if pool.digest == digest),
-        pressure=max(view.cpu_percent / 100, memory),
-    )
+def _unless_silent(answer: Sequence[SandboxView] | BaseException) -> Sequence[SandboxView]:
+    if isinstance(answer, PlatformUnavailable | DeadlineExceeded):
+        return ()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer

@@ -15,28 +15,34 @@ from dataclasses import dataclass
 class NodeLoad:
     name: str
     healthy: bool
-    living: int
-    """Sandboxes that exist or are starting."""
+    """Its runtime works."""
+    busy: int
+    """Sandboxes that are leased or starting, and the leases given to it since that was counted."""
     capacity: int
     ready: int = 0
     """Ready sandboxes of the very kind that is wanted."""
     pressure: float = 0.0
     """The larger of its CPU and memory use, 0 to 1."""
+    slowness: float = 1.0
+    """How many times slower than the others its steps are."""
+    last_resort: bool = False
+    """Ejected, or on trial with as many leases as it may have: better than nothing."""
 
     @property
     def load(self) -> float:
-        return self.living / max(1, self.capacity) + self.pressure
+        """What a step there costs, roughly: the share of the machine that is taken, in units of its own speed."""
+        return (self.busy / max(1, self.capacity) + self.pressure) * max(1.0, self.slowness)
 
 
 def choose(nodes: Sequence[NodeLoad], rng: random.Random) -> NodeLoad | None:
-    """None when no node is healthy. Nodes with a ready sandbox first, then those with room, then any healthy one."""
+    """None when no node is healthy. The sound before the last resorts; among those the ones with a ready sandbox, then
+    those with room, then any."""
     healthy = [node for node in nodes if node.healthy]
-    if not healthy:
+    sound = [node for node in healthy if not node.last_resort] or healthy
+    if not sound:
         return None
     candidates = (
-        [node for node in healthy if node.ready > 0]
-        or [node for node in healthy if node.living < node.capacity]
-        or healthy
+        [node for node in sound if node.ready > 0] or [node for node in sound if node.busy < node.capacity] or sound
     )
     pair = rng.sample(candidates, min(2, len(candidates)))
     return min(pair, key=lambda node: node.load)
