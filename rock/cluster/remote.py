@@ -45,6 +45,9 @@ Locate = Callable[[], Awaitable[wire.Address]]
 
 M = TypeVar("M", bound=Message)
 
+# What a node that was started again says before it has adopted would read as if all its sandboxes were gone.
+_NEEDS_ADOPTION = frozenset({"sandboxes", "sandbox", "fence"})
+
 _STRINGS = TypeAdapter(tuple[str, ...])
 _SANDBOXES = TypeAdapter(tuple[SandboxView, ...])
 _QUARANTINE = TypeAdapter(tuple[QuarantineView, ...])
@@ -83,7 +86,7 @@ class RemoteNode:
         self._view: NodeView | None = None
         self._viewed_at = 0.0
         self._owed_releases: dict[str, str] = {}
-        self._pools: dict[str, tuple[SandboxSpec, int]] = {}
+        self._pools: dict[str, wire.PoolCall] = {}
         self._refusing = False
         self._on_change: list[Callable[[SandboxView], None]] = []
         self._on_event: list[Callable[[EventView], None]] = []
@@ -165,8 +168,8 @@ class RemoteNode:
             for sandbox_id, reason in list(self._owed_releases.items()):
                 await self._ask("release", wire.ReleaseCall(sandbox_id=sandbox_id, reason=reason))
                 self._owed_releases.pop(sandbox_id, None)
-            for spec, target in list(self._pools.values()):
-                await self._ask("set_pool", wire.PoolCall(spec=spec, target=target))
+            for pool in list(self._pools.values()):
+                await self._ask("set_pool", pool)
         except RockError as error:
             log.info("node=%s the rest will be told later: %s", self._name, error)
 
@@ -194,6 +197,8 @@ class RemoteNode:
         if self._link is None:
             trouble = self._trouble
             raise type(trouble)(trouble.message, hint=trouble.hint, cause=trouble.cause)
+        if op in _NEEDS_ADOPTION and not self._adopted.is_set():
+            raise PlatformUnavailable(f"node {self._name} is being told which leases are its own")
         return await self._link.ask(op, call, self._timing.look_s if within_s is None else within_s)
 
     # --- the handle
@@ -287,6 +292,9 @@ class RemoteNode:
     async def clear_quarantine(self, subject: str) -> bool:
         return bool(await self._ask("clear_quarantine", wire.SubjectCall(subject=subject)))
 
+    async def restore_quarantine(self, views: Sequence[QuarantineView]) -> None:
+        await self._ask("restore_quarantine", wire.QuarantineCall(views=tuple(views)))
+
     async def sandboxes(self) -> Sequence[SandboxView]:
         return _SANDBOXES.validate_python(await self._ask("sandboxes"))
 
@@ -301,11 +309,11 @@ class RemoteNode:
     async def logs(self, sandbox_id: str, lines: int) -> Sequence[str]:
         return _STRINGS.validate_python(await self._ask("logs", wire.LogsCall(sandbox_id=sandbox_id, lines=lines)))
 
-    async def set_pool(self, spec: SandboxSpec, target: int) -> None:
+    async def set_pool(self, spec: SandboxSpec, target: int, *, minimum: int = 0, maximum: int = 0) -> None:
         """A node that is away is told when it returns."""
-        self._pools[spec.digest] = (spec, target)
+        pool = self._pools[spec.digest] = wire.PoolCall(spec=spec, target=target, minimum=minimum, maximum=maximum)
         with suppress(PlatformUnavailable, DeadlineExceeded):
-            await self._ask("set_pool", wire.PoolCall(spec=spec, target=target))
+            await self._ask("set_pool", pool)
 
     def on_change(self, callback: Callable[[SandboxView], None]) -> None:
         self._on_change.append(callback)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from rock.wire.models import EnvView, SandboxSpec
+from rock.wire.models import EnvView, PoolSize, SandboxSpec
 
 
 class Catalog(Protocol):
@@ -19,6 +19,6 @@ class Catalog(Protocol):
 
     def spec(self, name: str) -> SandboxSpec: ...
 
-    def pool_size(self, name: str) -> int:
+    def pool_size(self, name: str) -> PoolSize:
         """How many ready sandboxes to keep while the environment is in use."""
         ...

@@ -21,6 +21,7 @@ from rock.control.history import History
 from rock.control.keys import KeyRing
 from rock.control.leases import LeaseService
 from rock.control.nodes import NodeBook
+from rock.control.quarantine import QuarantineService
 from rock.control.runs import RunService
 from rock.domain.clock import Clock, MonotonicClock
 from rock.domain.errors import NotFound, RockError
@@ -85,6 +86,7 @@ class Control:
             pools=config.pools,
             clock=clock or MonotonicClock(),
         )
+        self.quarantine = QuarantineService(self.nodes, self._fleet_store, self.history, clock or MonotonicClock())
         self._began = time.monotonic()
         self._loops: list[asyncio.Task[None]] = []
         self.shutdown_requested = asyncio.Event()
@@ -99,6 +101,7 @@ class Control:
             node.on_change(self._sandbox_changed)
             node.on_event(self.history.add_event)
         await self.keys.open()
+        await self.quarantine.open()  # before any pool fills: what is refused must not be started first
         await self.leases.recover()
         known = [view.id for node in self.nodes for view in await node.sandboxes()]
         await self._fleet_store.close_unfinished_sandboxes(known, datetime.now(UTC))
@@ -110,6 +113,7 @@ class Control:
             asyncio.create_task(self.history.run()),
             asyncio.create_task(self._every(every.expire_every_s, self._expire)),
             asyncio.create_task(self._every(every.reconcile_every_s, self.leases.reconcile)),
+            asyncio.create_task(self._every(every.reconcile_every_s, self.quarantine.reconcile)),
             asyncio.create_task(self._every(every.trim_every_s, self._fleet_store.trim)),
             asyncio.create_task(self._every(every.note_keys_every_s, self.keys.flush)),
         ]
@@ -151,6 +155,7 @@ class Control:
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.leases.close()
 
     async def write_down(self) -> None:
         """The last words, after the nodes are closed."""
@@ -164,7 +169,6 @@ class Control:
     # --- looking
 
     async def health(self) -> Health:
-        await self.leases.close()
         nodes = await self.node_views()
         trouble = [f"node {node.name}: {node.detail}" for node in nodes if not node.healthy]
         if self.history.trouble:

@@ -10,7 +10,8 @@ from rock.control.catalog import Catalog
 from rock.control.nodes import NodeBook
 from rock.domain.clock import Clock
 from rock.domain.errors import InvalidRequest
-from rock.wire.models import EnvView, LeaseRequest, Recovery, SandboxSpec
+from rock.wire.handle import NodeHandle
+from rock.wire.models import EnvView, LeaseRequest, PoolSize, Recovery, SandboxSpec
 
 _FRESH_S = 2.0
 
@@ -32,7 +33,7 @@ class Offers:
         self._catalog = catalog
         self._pool_sizes = dict(pools)
         self._clock = clock
-        self._pools: dict[str, tuple[SandboxSpec, int]] = {}
+        self._pools: dict[str, tuple[SandboxSpec, PoolSize]] = {}
         self._known: dict[str, tuple[float, Offer]] = {}
 
     async def of(self, request: LeaseRequest) -> Offer:
@@ -65,14 +66,14 @@ class Offers:
         before = self._pools.get(env)
         if before is not None and before[0] == spec:
             return
-        size = self._pool_sizes.get(env)
-        if size is None:
-            size = await asyncio.to_thread(self._catalog.pool_size, env)
+        size = await asyncio.to_thread(self._catalog.pool_size, env)
+        if (ready := self._pool_sizes.get(env)) is not None:
+            size = size.model_copy(update={"ready": ready})
         self._pools[env] = (spec, size)
         for node in self._nodes:
             if before is not None:
                 await node.set_pool(before[0], 0)
-            await node.set_pool(spec, size)
+            await self._set_pool(node, spec, size)
 
     async def warm(self) -> None:
         """Fill the pools that were asked for at the start; none of them if one cannot be."""
@@ -83,4 +84,7 @@ class Offers:
     async def warm_node(self, name: str) -> None:
         """Tell a node that has (re)joined which pools to keep."""
         for spec, size in list(self._pools.values()):
-            await self._nodes.get(name).set_pool(spec, size)
+            await self._set_pool(self._nodes.get(name), spec, size)
+
+    async def _set_pool(self, node: NodeHandle, spec: SandboxSpec, size: PoolSize) -> None:
+        await node.set_pool(spec, size.ready, minimum=size.minimum, maximum=size.maximum)

@@ -178,11 +178,15 @@ class NodeServer:
             "fence": (wire.FenceCall, lambda call: node.fence(call.leases)),
             "quarantine": (nothing, lambda _: node.quarantine()),
             "clear_quarantine": (wire.SubjectCall, lambda call: node.clear_quarantine(call.subject)),
+            "restore_quarantine": (wire.QuarantineCall, lambda call: node.restore_quarantine(call.views)),
             "sandboxes": (nothing, lambda _: node.sandboxes()),
             "sandbox": (wire.SandboxCall, lambda call: node.sandbox(call.sandbox_id)),
             "exec": (wire.ExecCall, lambda call: node.exec(call.sandbox_id, call.request)),
             "logs": (wire.LogsCall, lambda call: node.logs(call.sandbox_id, call.lines)),
-            "set_pool": (wire.PoolCall, lambda call: node.set_pool(call.spec, call.target)),
+            "set_pool": (
+                wire.PoolCall,
+                lambda call: node.set_pool(call.spec, call.target, minimum=call.minimum, maximum=call.maximum),
+            ),
             "close": (wire.CloseCall, self._close_wanted),
         }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from rock.domain.errors import ImageNotFound, InvalidRequest, NotFound
 from rock.runtimes.docker import PYTHON
 from rock.runtimes.manifest import FILE, EnvManifest, read_manifest
-from rock.wire.models import EnvView, SandboxSpec
+from rock.wire.models import EnvView, PoolSize, SandboxSpec
 
 INSIDE = "/opt/rock/env"
 IMAGE_PREFIX = "rock-env-"
@@ -166,8 +166,8 @@ class EnvCatalog:
         """How a sandbox of the environment is made. Raises NotFound, ImageNotFound (not yet built)."""
         return self._spec(self.get(name), self.require_built(name))
 
-    def pool_size(self, name: str) -> int:
-        return self.get(name).manifest.pool.ready
+    def pool_size(self, name: str) -> PoolSize:
+        return self.get(name).manifest.pool.size()
 
     def bundle_dir(self, image: str) -> Path | None:
         """Where the bundle of ``rock-env-<name>:<digest>`` lies, for runtimes without images."""

@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rock.domain.errors import InvalidRequest
-from rock.wire.models import Limits
+from rock.wire.models import Limits, PoolSize
 
 FILE = "env.toml"
 
@@ -43,8 +43,23 @@ class LimitsSection(_Section):
 
 
 class PoolSection(_Section):
+    """How many sandboxes are kept ready. Between ``min`` and ``max`` demand decides."""
+
     ready: Annotated[int, Field(ge=0)] = 2
-    """Sandboxes kept ready while the environment is in use."""
+    """While the environment is in use."""
+    min: Annotated[int, Field(ge=0)] = 0
+    """Even when nobody has used it for long."""
+    max: Annotated[int, Field(ge=0)] = 0
+    """However high the demand; 0: eight times ``ready``."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PoolSection:
+        if self.max and self.max < max(self.ready, self.min):
+            raise ValueError(f"max must be 0 or at least ready={self.ready} and min={self.min}")
+        return self
+
+    def size(self) -> PoolSize:
+        return PoolSize(ready=self.ready, minimum=self.min, maximum=self.max)
 
 
 class DeadlinesSection(_Section):

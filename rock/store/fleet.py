@@ -10,9 +10,9 @@ from sqlalchemy import delete, func, insert, select, update
 
 from rock.domain.sandbox import LIVING, SandboxState
 from rock.store.database import Database, whole
-from rock.store.tables import EventRow, LeaseRow, SandboxRow
+from rock.store.tables import EventRow, LeaseRow, QuarantineRow, SandboxRow
 from rock.store.upsert import upsert
-from rock.wire.models import EventView, Recovery, SandboxSpec, SandboxView
+from rock.wire.models import EventView, QuarantineView, Recovery, SandboxSpec, SandboxView
 
 # History is for people; a run of millions of sandboxes must not fill the disk with it.
 KEEP_EVENTS = 100_000
@@ -161,6 +161,24 @@ class FleetStore:
             )
             for row in rows
         ]
+
+    # --- quarantine
+
+    @whole
+    async def save_quarantine(self, views: Sequence[QuarantineView], gone: Sequence[tuple[str, str]]) -> None:
+        """``gone``: kind and subject of what is no longer in quarantine."""
+        async with self._db.write() as connection:
+            await upsert(connection, QuarantineRow, [view.model_dump(exclude={"retry_at"}) for view in views])
+            for kind, subject in gone:
+                await connection.execute(
+                    delete(QuarantineRow).where(QuarantineRow.kind == kind, QuarantineRow.subject == subject)
+                )
+
+    @whole
+    async def quarantined(self) -> list[QuarantineView]:
+        async with self._db.read() as connection:
+            rows = (await connection.execute(select(QuarantineRow.__table__))).all()
+        return [QuarantineView(**row._mapping) for row in rows]
 
     # --- events
 

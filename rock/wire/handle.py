@@ -100,8 +100,13 @@ class NodeHandle(Protocol):
 
     async def logs(self, sandbox_id: str, lines: int) -> Sequence[str]: ...
 
-    async def set_pool(self, spec: SandboxSpec, target: int) -> None:
-        """Keep ``target`` ready sandboxes of ``spec``; 0 drains the pool."""
+    async def restore_quarantine(self, views: Sequence[QuarantineView]) -> None:
+        """What it refused before a restart, before its first claim. What it knows of an image by itself stays."""
+        ...
+
+    async def set_pool(self, spec: SandboxSpec, target: int, *, minimum: int = 0, maximum: int = 0) -> None:
+        """Keep ``target`` ready sandboxes of ``spec`` while it is in use, more (to ``maximum``; 0: eight times as many)
+        when demand asks for it, ``minimum`` even when nobody uses it; 0 and no minimum drains the pool."""
         ...
 
     def on_change(self, callback: Callable[[SandboxView], None]) -> None:

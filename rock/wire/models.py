@@ -105,7 +105,9 @@ class Evidence(Message):
     """What was known when a sandbox failed. Kept with it for good."""
 
     cause: str
-    """Short and stable, for counting: ``exited``, ``oom``, ``probe``, ``disk``, ``removed``, ``start_timeout``…"""
+    """Short and stable, for counting: ``exited``, ``oom``, ``removed``, ``paused``, ``frozen`` (stopped by a signal),
+    ``probe`` (silent without proof), ``guest_lost``, ``env_dead``, ``slow``, ``disk``, ``start_failed``,
+    ``start_timeout``."""
     detail: str = ""
     exit_code: int | None = None
     oom_killed: bool = False
@@ -135,6 +137,12 @@ class SandboxView(Message):
     evidence: Evidence | None = None
     meaning: str = ""
     """What its state means, in a sentence."""
+    oom_kills: int = 0
+    """How often the kernel killed something in it for its memory. A child's death alone is no failure."""
+    env_deaths: int = 0
+    """How often its environment's process died and its guest dealt with that."""
+    slow: str = ""
+    """In what way it is slower than others of its kind; empty if it is not."""
 
 
 class NodeView(Message):
@@ -172,6 +180,17 @@ class NodeUpdate(Message):
     """``POST /v1/nodes/{name}/{cordon|uncordon|drain}``."""
 
     reason: str = ""
+
+
+class PoolSize(Message):
+    """How many ready sandboxes a pool keeps; between the bounds demand decides."""
+
+    ready: Annotated[int, Field(ge=0)]
+    """While it is in use."""
+    minimum: Annotated[int, Field(ge=0)] = 0
+    """Even when nobody has claimed one for long."""
+    maximum: Annotated[int, Field(ge=0)] = 0
+    """However high the demand; 0: eight times ``ready``."""
 
 
 class PoolView(Message):
@@ -477,6 +496,8 @@ class TaskFailure(Message):
     env: Annotated[str, Field(min_length=1, max_length=100)]
     task: Annotated[str, Field(min_length=1, max_length=150)]
     reason: Annotated[str, Field(max_length=2000)]
+    elapsed_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long ago the call began that failed: failures side by side count as one."""
 
 
 Scope = Literal["read", "run", "admin"]

@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from rock.domain.errors import InvalidRequest, PlatformUnavailable, RockError
 from rock.wire.handle import HeldLease
-from rock.wire.models import ExecRequest, Message, SandboxSpec
+from rock.wire.models import ExecRequest, Message, QuarantineView, SandboxSpec
 
 PROTOCOL = 1
 # Views of a few thousand sandboxes with their evidence fit.
@@ -152,9 +152,15 @@ class LogsCall(Message):
     lines: int
 
 
+class QuarantineCall(Message):
+    views: tuple[QuarantineView, ...]
+
+
 class PoolCall(Message):
     spec: SandboxSpec
     target: int
+    minimum: int = 0
+    maximum: int = 0
 
 
 class CloseCall(Message):

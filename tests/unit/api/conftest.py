@@ -20,7 +20,7 @@ from rock.cluster.settings import PlatformSettings
 from rock.domain.backoff import BackoffPolicy
 from rock.domain.errors import NotFound
 from rock.runtimes.fake import FakeRuntime
-from rock.wire.models import EnvView, SandboxSpec
+from rock.wire.models import EnvView, PoolSize, SandboxSpec
 
 
 class ToyCatalog:
@@ -49,9 +49,9 @@ class ToyCatalog:
         self._known(name)
         return self.spec_of_toy
 
-    def pool_size(self, name: str) -> int:
+    def pool_size(self, name: str) -> PoolSize:
         self._known(name)
-        return 2
+        return PoolSize(ready=2)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from rock.cluster.settings import PlatformSettings
 from rock.domain.errors import NotFound
 from rock.runtimes.fake import FakeRuntime
 from rock.sdk import Rock
-from rock.wire.models import EnvView, SandboxSpec
+from rock.wire.models import EnvView, PoolSize, SandboxSpec
 
 
 class ToyCatalog:
@@ -39,8 +39,8 @@ class ToyCatalog:
     def spec(self, name: str) -> SandboxSpec:
         return SandboxSpec(image="toy:1", env=self._known(name), entry="toy:Env")
 
-    def pool_size(self, name: str) -> int:
-        return 1
+    def pool_size(self, name: str) -> PoolSize:
+        return PoolSize(ready=1)
 
     def _known(self, name: str) -> str:
         if name != "toy":
