@@ -229,11 +229,12 @@ class Node:
         log.debug("sandbox=%s released: %s", sandbox_id, reason)
         self._supervisor.release(record)
 
-    async def set_pool(self, spec: SandboxSpec, target: int) -> None:
-        if not 0 <= target <= self._config.capacity:
-            raise InvalidRequest(f"a pool of {target} does not fit: the node holds {self._config.capacity} sandboxes")
+    async def set_pool(self, spec: SandboxSpec, target: int, *, minimum: int = 0, maximum: int = 0) -> None:
+        least = max(target, minimum)
+        if min(target, minimum) < 0 or least > self._config.capacity:
+            raise InvalidRequest(f"a pool of {least} does not fit: the node holds {self._config.capacity} sandboxes")
         pool = self._fleet.pool(spec)
-        pool.sizer.limits = PoolLimits(target)
+        pool.sizer.limits = PoolLimits(target, minimum, min(maximum, self._config.capacity))
         pool.sizer.used_at = self._fleet.clock.now()
         self._supervisor.wake()
 
