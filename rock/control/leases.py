@@ -197,6 +197,22 @@ class LeaseService:
             if held.node == name and held.bound:
                 self._lost(held, f"node {name} is lost: {why}")
 
+    async def readopt(self, node: NodeHandle) -> None:
+        """The node was away, or was started again: tell it which leases are its own, and learn which it has lost."""
+        ours = [held for held in self._book.held() if held.bound and held.node == node.name]
+        records = [lease for held in ours if (lease := self._records.get(held.lease_id)) is not None]
+        good = set(await node.adopt([held_lease(lease) for lease in records]))
+        for held in ours:
+            if held.lease_id not in good:
+                self._lost(held, f"it did not survive the absence of node {node.name}")
+
+    def drain(self, name: str, why: str) -> int:
+        """Begin to move the leases on the node that can be moved; how many it still has."""
+        for held in self._book.held():
+            if held.node == name and held.bound and held.recovers:
+                self._lost(held, why)
+        return sum(1 for held in self._book.held() if held.node == name and held.bound)
+
     async def rebind(self, lease_id: str, request: RecoverRequest) -> LeaseView:
         """The lease with the sandbox that took the place of the one of ``request.epoch``. Idempotent.
 
