@@ -114,10 +114,12 @@ class Fleet:
         for callback in self._on_change:
             callback(view)
 
-    def became_ready(self, record: Record, start_s: float) -> None:
+    def became_ready(self, record: Record, start_s: float | None) -> None:
+        """``start_s``: None if an earlier process started it."""
         pool = self.pool_of(record)
         pool.starting -= 1
-        pool.sizer.starts.note(start_s)
+        if start_s is not None:
+            pool.sizer.starts.note(start_s)
         pool.last_error = None
         record.start_s = start_s
         record.image_version = pool.image_version
@@ -153,6 +155,14 @@ class Fleet:
         record.grant = grant
         self.records[record.id] = record
         self._by_lease[grant.lease_id] = record
+        for callback in self._on_change:
+            callback(self.view(record))
+
+    def adopt_starting(self, record: Record) -> None:
+        """The same of one that nobody had: it is *starting* until it has shown that it can be handed out."""
+        record.requested_at = self.clock.now()
+        self.records[record.id] = record
+        self.pool_of(record).starting += 1
         for callback in self._on_change:
             callback(self.view(record))
 

@@ -33,14 +33,13 @@ from rock.domain.errors import (
 )
 from rock.domain.sandbox import LIVING, SandboxState
 from rock.domain.sizing import PoolLimits
-from rock.node import starting
+from rock.node.adoption import Adoption, PoolNotes
 from rock.node.config import NodeConfig
 from rock.node.fleet import Fleet
 from rock.node.gateway import Gateway
 from rock.node.record import Grant, Pool, Record, Waiter
 from rock.node.supervisor import Supervisor
-from rock.runtimes.base import Observed, Runtime
-from rock.wire.guest_client import GuestClient
+from rock.runtimes.base import Runtime
 from rock.wire.handle import HeldLease
 from rock.wire.models import (
     Endpoint,
@@ -93,49 +92,9 @@ class Node:
         await self._gateway.open(self._config.gateway_host)
 
     async def adopt(self, held: Sequence[HeldLease]) -> Sequence[str]:
-        by_sandbox = {lease.sandbox_id: lease for lease in held}
-        owned = await self._runtime.list_owned()
-        verdicts = await asyncio.gather(*(self._adopt_or_remove(o, by_sandbox.get(o.sandbox_id)) for o in owned))
-        await asyncio.to_thread(self._sweep_dirs)
+        adopted = await Adoption(self._config, self._runtime, self._fleet, self._supervisor).adopt(held)
         self._supervisor.run()
-        return [lease_id for lease_id in verdicts if lease_id]
-
-    async def _adopt_or_remove(self, observed: Observed, lease: HeldLease | None) -> str:
-        if lease is not None and observed.running:
-            shared_dir = self._config.run_dir / observed.sandbox_id
-            record = Record(
-                observed.sandbox_id, lease.spec, shared_dir, SandboxState.LEASED, lease.created_at, datetime.now(UTC)
-            )
-            record.handle = observed.handle
-            if (client := await self._bound(record, lease.epoch)) is not None:
-                grant = Grant(lease.lease_id, lease.token_sha256, lease.epoch, lease.run_id)
-                self._fleet.adopt(record, grant)
-                self._supervisor.hold(record, client)
-                self._fleet.emit("sandbox.adopted", record.id, f"still held by lease {lease.lease_id}", lease.run_id)
-                return lease.lease_id
-        self._fleet.emit("sandbox.orphan", observed.sandbox_id, "left behind by an earlier process; removed")
-        try:
-            await self._runtime.stop(observed.handle)
-        except RockError as error:
-            log.warning("sandbox=%s could not be removed yet: %s", observed.sandbox_id, error)
-        return ""
-
-    async def _bound(self, record: Record, epoch: int) -> GuestClient | None:
-        client = await starting.connect(record.socket_path)
-        if client is None:
-            return None
-        try:
-            await client.call("bind", epoch=epoch, timeout_s=_BIND_TIMEOUT_S)
-        except RockError as error:
-            log.info("sandbox=%s is not adopted: %s", record.id, error)
-            await client.close()
-            return None
-        return client
-
-    def _sweep_dirs(self) -> None:
-        for path in self._config.run_dir.iterdir():
-            if path.name.startswith("sb-") and path.name not in self._fleet.records:
-                shutil.rmtree(path, ignore_errors=True)
+        return adopted
 
     # --- claims
 
@@ -236,6 +195,7 @@ class Node:
         pool = self._fleet.pool(spec)
         pool.sizer.limits = PoolLimits(target, minimum, min(maximum, self._config.capacity))
         pool.sizer.used_at = self._fleet.clock.now()
+        await asyncio.to_thread(PoolNotes(self._config.run_dir).note, spec, pool.sizer.limits)
         self._supervisor.wake()
 
     async def fence(self, leases: Mapping[str, int]) -> Sequence[str]:

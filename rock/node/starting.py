@@ -42,18 +42,35 @@ async def start(
             launches.add(launch)
             launch.add_done_callback(lambda done: _ended(done, launches))
             record.handle = await asyncio.shield(launch)
-            client = await _first_connection(runtime, record)
-            try:
-                await asyncio.to_thread(seal, record.shared_dir)
-                await _until_loaded(client, record)
-            except (RockError, OSError, asyncio.CancelledError):
-                await client.close()
-                raise
-            return client
+            return await _meet(runtime, record)
     except TimeoutError as error:
-        raise DeadlineExceeded(
-            f"sandbox {record.id} of image {record.spec.image!r} did not answer within {timeout_s:g} s of its start"
-        ) from error
+        raise _too_late(record, timeout_s) from error
+
+
+async def resume(runtime: Runtime, record: Record, timeout_s: float) -> GuestClient:
+    """The rest of the way for one that an earlier process has started, however far it came."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _meet(runtime, record)
+    except TimeoutError as error:
+        raise _too_late(record, timeout_s) from error
+
+
+async def _meet(runtime: Runtime, record: Record) -> GuestClient:
+    client = await _first_connection(runtime, record)
+    try:
+        await asyncio.to_thread(seal, record.shared_dir)
+        await _until_loaded(client, record)
+    except (RockError, OSError, asyncio.CancelledError):
+        await client.close()
+        raise
+    return client
+
+
+def _too_late(record: Record, timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"sandbox {record.id} of image {record.spec.image!r} did not answer within {timeout_s:g} s of its start"
+    )
 
 
 def _ended(launch: asyncio.Task[str], launches: set[asyncio.Task[str]]) -> None:

@@ -79,6 +79,10 @@ class Supervisor:
         if self._launches:
             await asyncio.wait(self._launches, timeout=_RUNTIME_TIMEOUT_S)
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it beside the loops, and end with them."""
+        self._spawn(work)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
