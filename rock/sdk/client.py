@@ -34,12 +34,14 @@ from rock.wire.models import (
     LogView,
     MetricPoint,
     NodeView,
+    QuarantineView,
     RunCreate,
     RunUpdate,
     RunView,
     SandboxSpec,
     SandboxView,
     Scope,
+    TaskFailure,
     TaskList,
 )
 
@@ -245,6 +247,33 @@ class Rock:
     async def tasks(self, env: str, split: str = "train") -> TaskList:
         """The tasks of a split. Raises NotFound (caller: environment or split), ImageNotFound (caller: not built)."""
         return await self._transport.get(TaskList, f"envs/{_part(env)}/tasks", split=split)
+
+    # --- quarantine --------------------------------------------------------------------------------------------------
+
+    async def quarantine(self) -> list[QuarantineView]:
+        """The images and tasks that are refused because they failed again and again, the youngest first."""
+        return await self._transport.get(list[QuarantineView], "quarantine")
+
+    async def clear_quarantine(self, subject: str) -> None:
+        """Try an image (its pool's digest) or a task (``environment/task``) again. Raises NotFound (caller)."""
+        await self._transport.request("DELETE", f"quarantine/{quote(subject)}", idempotent=True)
+
+    async def report_task_failure(
+        self, env: str, task: str, reason: str, *, elapsed_s: float = 0.0
+    ) -> QuarantineView | None:
+        """Say that the environment itself failed at a task, as by an EnvironmentError of ``reset``.
+
+        Args:
+            reason: what it said.
+            elapsed_s: how long ago the call that failed began; failures side by side count as one.
+
+        Returns the task's quarantine if it is in it by now: the third failure within an hour does that. Leave it out.
+        """
+        failure = TaskFailure(env=env, task=task, reason=reason[:2000], elapsed_s=elapsed_s)
+        view: QuarantineView | None = await self._transport.request(
+            "POST", "quarantine/tasks", body=failure, kind=QuarantineView | None
+        )
+        return view
 
     # --- events ------------------------------------------------------------------------------------------------------
 

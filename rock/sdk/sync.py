@@ -34,6 +34,7 @@ from rock.wire.models import (
     LogView,
     MetricPoint,
     NodeView,
+    QuarantineView,
     RunCreate,
     RunUpdate,
     RunView,
@@ -343,6 +344,17 @@ class RockSync:
 
     def tasks(self, env: str, split: str = "train") -> TaskList:
         return self._loop.run(self._inner.tasks(env, split))
+
+    def quarantine(self) -> list[QuarantineView]:
+        return self._loop.run(self._inner.quarantine())
+
+    def clear_quarantine(self, subject: str) -> None:
+        self._loop.run(self._inner.clear_quarantine(subject))
+
+    def report_task_failure(
+        self, env: str, task: str, reason: str, *, elapsed_s: float = 0.0
+    ) -> QuarantineView | None:
+        return self._loop.run(self._inner.report_task_failure(env, task, reason, elapsed_s=elapsed_s))
 
     def events(
         self, *, limit: int = 100, kind: str | None = None, run_id: str | None = None, after: int | None = None
