@@ -44,8 +44,8 @@ class PlatformSettings:
     """A node that is a process of its own ends itself, with its sandboxes, when control was away this long."""
     max_starting: int = 4
     start_timeout_s: float = 60.0
-    probe_interval_s: float = 1.0
-    probe_timeout_s: float = 2.0
+    probe_interval_s: float = 0.5
+    probe_timeout_s: float = 0.4
     dead_after_s: float = 6.0
     reconcile_interval_s: float = 3.0
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)

@@ -21,12 +21,13 @@ class NodeConfig:
     """Measured: 2 to 6 container starts a second per machine, no better with more than 4 to 8 at once."""
     start_timeout_s: float = 60.0
     """From the runtime's start call to the guest's first answer, the environment's import included."""
-    probe_interval_s: float = 1.0
-    probe_timeout_s: float = 2.0
+    probe_interval_s: float = 0.5
+    probe_timeout_s: float = 0.4
+    """A guest that has not answered for so long is suspect, and its process is looked at."""
+    frozen_after_s: float = 0.8
+    """Silent this long, and seen to be stopped or paused, is dead."""
     dead_after_s: float = 6.0
-    """Silent this long, and for ``dead_after_probes`` probes in a row, is dead. Both, because a machine that is itself
-    overloaded, or was suspended, misses one probe by much."""
-    dead_after_probes: int = 3
+    """Silent this long without such proof is dead; ten times as long while the machine is under strain."""
     reconcile_interval_s: float = 3.0
     shared_dir_bytes: int = 16 << 20
     """A sandbox that fills the directory it shares with the host beyond this is ended. The guest needs 0.1 MiB."""

@@ -1,4 +1,4 @@
-"""Why did it die? What the runtime can still tell about a sandbox, gathered within a bounded time."""
+"""Why did it die? What the node has seen and the runtime can still tell, gathered within a bounded time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rock.domain.errors import RockError
 from rock.node.record import Record
 from rock.runtimes.base import Observed, Runtime
-from rock.wire.models import Evidence
+from rock.wire.models import Evidence, Pressure
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,10 @@ LAST_LINES = 30
 SETTLE_S = 1.5
 _RUNTIME_TIMEOUT_S = 5.0
 _UNKNOWN = Observed(sandbox_id="", handle="", running=True)
+# As the kernel kills, seen by Docker or by bubblewrap; None: nobody knows how it ended.
+_KILLED = frozenset({137, -9, None})
+# A kill for memory this long before the end is another story: a child's, earlier.
+_OOM_RECENT_S = 10.0
 
 
 async def observe(runtime: Runtime, record: Record, *, settle_s: float = SETTLE_S) -> Observed | None:
@@ -35,26 +39,41 @@ async def observe(runtime: Runtime, record: Record, *, settle_s: float = SETTLE_
         pause_s = min(0.25, pause_s * 2)
 
 
-async def gather(runtime: Runtime, record: Record, observed: Observed | None, cause: str, detail: str = "") -> Evidence:
+async def gather(
+    runtime: Runtime, record: Record, observed: Observed | None, cause: str, detail: str, pressure: Pressure
+) -> Evidence:
     """``cause`` and ``detail`` are what the caller saw; what the runtime knows for certain comes first."""
-    if not record.handle:
-        return Evidence(cause=cause, detail=detail)
-    if observed is None:
-        return Evidence(cause="removed", detail="it was removed from outside the platform, and its output with it")
-    lines, unread = await _last_lines(runtime, record)
-    if observed.oom_killed or (record.oom_seen and not observed.running):
-        limit = record.spec.limits.memory_bytes >> 20
-        cause, detail = "oom", f"it used more than its {limit} MiB of memory"
-    elif not observed.running and cause not in {"env_dead"}:
-        cause = "exited"
-    elif observed.paused:
-        detail = f"{detail}; it is paused" if detail else "it is paused"
-    return Evidence(
+    health = record.health
+    now = asyncio.get_running_loop().time()
+    oom_killed = health.oom_kills > 0 or (observed is not None and (observed.oom_killed or observed.oom_kills > 0))
+    known = Evidence(
         cause=cause,
-        detail="; ".join(part for part in (detail, unread) if part),
-        exit_code=observed.exit_code,
-        oom_killed=observed.oom_killed or record.oom_seen,
-        last_output=tuple(lines),
+        detail=detail,
+        oom_killed=oom_killed,
+        probes=tuple(health.probes),
+        pressure=pressure,
+        detected_after_s=round(now - health.heard_at, 3) if health.heard_at is not None else None,
+    )
+    if not record.handle:
+        return known
+    if observed is None:
+        removed = "it was removed from outside the platform, and its output with it"
+        return known.model_copy(update={"cause": "removed", "detail": removed})
+    lines, unread = await _last_lines(runtime, record)
+    recent = health.oom_at is None or now - health.oom_at < _OOM_RECENT_S
+    if not observed.running and oom_killed and recent and observed.exit_code in _KILLED:
+        cause, detail = "oom", f"it used more than its {record.spec.limits.memory_bytes >> 20} MiB of memory"
+    elif not observed.running and cause != "env_dead":
+        cause = "exited"
+    elif observed.paused and "paused" not in detail:
+        detail = f"{detail}; it is paused" if detail else "it is paused"
+    return known.model_copy(
+        update={
+            "cause": cause,
+            "detail": "; ".join(part for part in (detail, unread) if part),
+            "exit_code": observed.exit_code,
+            "last_output": tuple(lines),
+        }
     )
 
 

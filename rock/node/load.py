@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from pathlib import Path
+
 import psutil
+
+from rock.wire.models import Pressure
 
 SAMPLE_EVERY_S = 2.0
 # The kernel counts in ticks of 10 ms: over a shorter time a share of busy ticks is noise, 0 % or 100 %.
@@ -23,6 +29,32 @@ class CpuMeter:
             return
         self.percent = round(100.0 * min(1.0, max(0.0, (busy_s - self._busy_s) / passed_s)), 1)
         self._busy_s, self._total_s = busy_s, total_s
+
+
+class HostMeter:
+    """``pressure`` as of the last sample; the disk is the one that ``run_dir`` is on."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.cpu = CpuMeter()
+        self.pressure = Pressure()
+        self._run_dir = run_dir
+
+    async def sample(self) -> None:
+        self.cpu.sample()
+        memory = psutil.virtual_memory()
+        self.pressure = Pressure(
+            cpu=round(self.cpu.percent / 100, 3),
+            memory=round(1 - memory.available / memory.total, 3),
+            load_per_cpu=round(os.getloadavg()[0] / (psutil.cpu_count() or 1), 2),
+            disk=await asyncio.to_thread(_disk_share, self._run_dir),  # a file system may be slow to answer
+        )
+
+
+def _disk_share(path: Path) -> float:
+    try:
+        return round(float(psutil.disk_usage(str(path)).percent) / 100, 3)
+    except OSError:
+        return 0.0
 
 
 def _times() -> tuple[float, float]:

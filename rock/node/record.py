@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rock.domain.backoff import Backoff
 from rock.domain.errors import RockError
-from rock.domain.sandbox import SandboxState
+from rock.domain.sandbox import MEANING, SandboxState
 from rock.domain.sizing import Sizer
 from rock.node.config import NodeConfig
+from rock.node.health import Health
 from rock.wire.guest_client import GuestClient
 from rock.wire.models import Evidence, PoolView, SandboxSpec, SandboxView
 
@@ -48,9 +49,7 @@ class Record:
     grant: Grant | None = None
     evidence: Evidence | None = None
     client: GuestClient | None = None
-    oom_seen: bool = False
-    missed_probes: int = 0
-    missed_since: float | None = None
+    health: Health = field(default_factory=Health)
     examined: bool = False
     """Somebody is finding out whether it is dead; nobody may hand it out meanwhile."""
     removing: bool = False
@@ -76,6 +75,10 @@ class Record:
             start_s=self.start_s,
             handle=self.handle,
             evidence=self.evidence,
+            meaning=MEANING[self.state],
+            oom_kills=self.health.oom_kills,
+            env_deaths=self.health.env_deaths,
+            slow=self.health.slow,
         )
 
 

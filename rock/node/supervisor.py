@@ -19,26 +19,25 @@ from rock.domain.errors import (
     InvalidRequest,
     RockError,
     RuntimeUnavailable,
-    SandboxLost,
     StorageError,
 )
 from rock.domain.sandbox import SandboxState
 from rock.node import evidence, starting
 from rock.node.config import NodeConfig
+from rock.node.detector import HELD, Detector
 from rock.node.fleet import Fleet
-from rock.node.load import SAMPLE_EVERY_S, CpuMeter
+from rock.node.load import SAMPLE_EVERY_S, HostMeter
 from rock.node.record import Record
-from rock.runtimes.base import Runtime, RuntimeEvent
+from rock.runtimes.base import Runtime
 from rock.runtimes.shared import used_bytes
 from rock.wire.guest_client import GuestClient
-from rock.wire.models import Evidence
 
 log = logging.getLogger(__name__)
 
 _S = SandboxState
-_HELD = frozenset({_S.READY, _S.LEASED, _S.SUSPECT})
 _OVER = frozenset({_S.RELEASED, _S.FAILED})
 _MAX_REMOVING = 4
+_PACE_EVERY_S = 1.0
 _RUNTIME_TIMEOUT_S = 30.0
 
 
@@ -51,8 +50,8 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._launches: set[asyncio.Task[str]] = set()
         self._removing = asyncio.Semaphore(_MAX_REMOVING)
-        self._probing: set[str] = set()
-        self.cpu = CpuMeter()
+        self.host = HostMeter(config.run_dir)
+        self.detector = Detector(config, runtime, fleet, self.host, self._spawn, self.wake)
         self.healthy = True
         self.detail = ""
 
@@ -60,12 +59,14 @@ class Supervisor:
         """Start the loops."""
         self._spawn(self._plan_loop())
         self._spawn(self._every(self._config.reconcile_interval_s, self.reconcile))
-        self._spawn(self._every(self._config.probe_interval_s, self._probe_all))
+        self._spawn(self.detector.probe())
+        self._spawn(self._every(_PACE_EVERY_S, self.detector.check_pace))
         self._spawn(self._every(SAMPLE_EVERY_S, self._measure))
         self._spawn(self._watch())
 
     async def _measure(self) -> None:
-        self.cpu.sample()
+        await self.host.sample()
+        self._fleet.memory_share = self.host.pressure.memory
 
     def wake(self) -> None:
         self._wake.set()
@@ -131,17 +132,18 @@ class Supervisor:
     async def _start(self, record: Record) -> None:
         pool = self._fleet.pool(record.spec)
         began_at = self._fleet.clock.now()
+        record.health.heard_at = asyncio.get_running_loop().time()
         try:
             limit_s = self._config.start_timeout_s
             client = await starting.start(self._runtime, pool, record, limit_s, self._launches)
         except (ImageNotFound, InvalidRequest) as error:
             pool.image_checked = False
-            self._fleet.fail(record, Evidence(cause="start_failed", detail=str(error)), error)
+            self._fleet.fail(record, await self.detector.evidence(record, None, "start_failed", str(error)), error)
             self._fleet.refuse_waiting(pool, error)
         except (RockError, OSError) as error:
             await self._start_failed(record, error)
         else:
-            self._hold(record, client)
+            self.detector.hold(record, client)
             self._fleet.became_ready(record, self._fleet.clock.now() - began_at)
         finally:
             self.wake()
@@ -149,7 +151,7 @@ class Supervisor:
     async def _start_failed(self, record: Record, error: RockError | OSError) -> None:
         cause = "start_timeout" if isinstance(error, DeadlineExceeded) else "start_failed"
         observed = await evidence.observe(self._runtime, record, settle_s=0) if record.handle else None
-        found = await evidence.gather(self._runtime, record, observed, cause, str(error))
+        found = await self.detector.evidence(record, observed, cause, str(error))
         pool_error = error if isinstance(error, RockError) else _disk_error(error)
         if isinstance(pool_error, RuntimeUnavailable):
             self._set_health(False, str(pool_error))
@@ -180,115 +182,34 @@ class Supervisor:
             self._fleet.forget(record)
             self.wake()
 
-    # --- noticing death
+    # --- noticing death: the detector's work, and its door for the node
 
     def hold(self, record: Record, client: GuestClient) -> None:
-        """Watch over a sandbox that was adopted."""
-        self._hold(record, client)
-
-    def _hold(self, record: Record, client: GuestClient) -> None:
-        record.client = client
-        record.missed_probes, record.missed_since = 0, None
-        self._spawn(self._follow(record, client))
-
-    async def _follow(self, record: Record, client: GuestClient) -> None:
-        """An ended connection is the quickest sign of death: milliseconds, before any event of the runtime."""
-        await client.wait_closed()
-        if record.client is client:
-            await self.examine(record, "its connection ended")
+        """Watch over a sandbox whose guest has answered."""
+        self.detector.hold(record, client)
 
     async def examine(self, record: Record, why: str) -> None:
-        """Find out whether it is dead. Keeps it off the shelf meanwhile; puts it back if the suspicion was wrong."""
-        if record.state not in _HELD or record.examined:
-            return
-        record.examined = True
-        self._fleet.withdraw(record)
-        try:
-            observed = await evidence.observe(self._runtime, record)
-            alive = observed is not None and observed.running and not observed.paused
-            client = await starting.connect(record.socket_path) if alive else None
-            if record.state not in _HELD:
-                return
-            if client is None:
-                await self._fail(record, "guest_lost", why)
-                return
-            self._hold(record, client)
-            self._fleet.restore(record)
-        finally:
-            record.examined = False
-
-    async def _fail(self, record: Record, cause: str, detail: str) -> None:
-        self._fleet.withdraw(record)
-        observed = await evidence.observe(self._runtime, record, settle_s=0)
-        found = await evidence.gather(self._runtime, record, observed, cause, detail)
-        if record.state in _HELD:
-            self._fleet.fail(record, found)
-        self.wake()
+        """Find out whether it is dead, because somebody has reason to think so."""
+        await self.detector.examine(record, why)
 
     async def fail(self, record: Record, cause: str, detail: str) -> None:
         """Treat it as dead for a reason the caller saw."""
-        if record.state in _HELD and not record.examined:
-            record.examined = True
-            await self._fail(record, cause, detail)
-
-    async def _probe_all(self) -> None:
-        for record in list(self._fleet.records.values()):
-            if record.state in _HELD and not record.examined and record.id not in self._probing:
-                self._probing.add(record.id)
-                self._spawn(self._probe(record))
-
-    async def _probe(self, record: Record) -> None:
-        try:
-            if record.client is None:
-                return
-            answer = await record.client.call("ping", timeout_s=self._config.probe_timeout_s)
-        except DeadlineExceeded:
-            await self._missed(record)
-        except SandboxLost:
-            return  # the end of its connection is followed elsewhere
-        else:
-            record.missed_probes, record.missed_since = 0, None
-            if record.state is _S.SUSPECT:
-                self._fleet.move(record, _S.LEASED)
-            elif record.state is _S.READY and answer.get("env") == "dead":
-                await self.fail(record, "env_dead", "its environment's process ended while it waited")
-        finally:
-            self._probing.discard(record.id)
-
-    async def _missed(self, record: Record) -> None:
-        now = self._fleet.clock.now()
-        record.missed_probes += 1
-        if record.missed_since is None:
-            record.missed_since = now - self._config.probe_timeout_s
-        if record.state is _S.LEASED:
-            self._fleet.move(record, _S.SUSPECT)
-        silent_s = now - record.missed_since
-        if record.missed_probes >= self._config.dead_after_probes and silent_s >= self._config.dead_after_s:
-            await self.fail(record, "probe", f"its guest did not answer for {silent_s:.1f} s")
+        await self.detector.fail(record, cause, detail)
 
     async def _watch(self) -> None:
         while True:
             try:
                 async for event in self._runtime.watch():
-                    self._on_runtime_event(event)
+                    self.detector.on_runtime_event(event)
             except RockError as error:
                 log.warning("node=%s the runtime's events ended: %s", self._config.name, error)
             await asyncio.sleep(self._config.reconcile_interval_s)
-
-    def _on_runtime_event(self, event: RuntimeEvent) -> None:
-        record = self._fleet.records.get(event.sandbox_id)
-        if record is None:
-            return
-        if event.kind == "oom":
-            record.oom_seen = True
-        elif event.kind == "died":
-            self._spawn(self.examine(record, "the runtime said that it died"))
 
     # --- the full comparison, behind all of the above
 
     async def reconcile(self) -> None:
         """Compare our book with what the runtime has: find silent deaths and orphans."""
-        held = [r for r in self._fleet.records.values() if r.state in _HELD]
+        held = [r for r in self._fleet.records.values() if r.state in HELD]
         try:
             async with asyncio.timeout(_RUNTIME_TIMEOUT_S):
                 owned = {o.sandbox_id: o for o in await self._runtime.list_owned()}
@@ -299,8 +220,9 @@ class Supervisor:
         for record in held:
             observed = owned.get(record.id)
             if observed is None or not observed.running:
-                await self.examine(record, "the periodic comparison found it dead")
+                await self.detector.examine(record, "the periodic comparison found it dead")
             else:
+                self.detector.note_oom(record, observed.oom_kills)
                 await self._check_disk(record)
         for sandbox_id, observed in owned.items():
             if sandbox_id not in self._fleet.records:
