@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
-from rock.cli import _contributed, _texts, doctor, down, env, exec_, image, key, logs, ps, sandbox, up, version
+from rock.cli import (
+    _contributed,
+    _texts,
+    doctor,
+    down,
+    env,
+    exec_,
+    image,
+    key,
+    logs,
+    ps,
+    quarantine,
+    sandbox,
+    up,
+    version,
+)
 from rock.cli._errors import told_to_people
 
 app = typer.Typer(
@@ -54,6 +69,7 @@ app.command("ps", rich_help_panel=SANDBOXES)(ps.ps)
 app.command("logs", rich_help_panel=SANDBOXES)(logs.logs)
 app.command("exec", rich_help_panel=SANDBOXES, context_settings={"allow_interspersed_args": False})(exec_.exec_)
 app.add_typer(sandbox.app, name="sandbox", rich_help_panel=SANDBOXES)
+app.add_typer(quarantine.app, name="quarantine", rich_help_panel=SANDBOXES)
 app.add_typer(env.app, name="env", rich_help_panel=ENVIRONMENTS)
 app.add_typer(image.app, name="image", rich_help_panel=ENVIRONMENTS)
 _contributed.add_to(app)

@@ -11,7 +11,7 @@ from rock.cli._output import JsonOption, age, console, escape, notes, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rock.sdk import Health, NodeView, Rock, SandboxView
+    from rock.sdk import Health, NodeView, QuarantineView, Rock, SandboxView
 
 RECENT_FAILURES = 5
 
@@ -38,14 +38,17 @@ def ps(
     if only and only not in set(SandboxState):
         raise InvalidRequest(f"{only!r} is no state of a sandbox.", hint=f"States: {', '.join(SandboxState)}.")
 
-    async def look(rock: Rock) -> tuple[Health, list[NodeView], list[SandboxView], list[SandboxView]]:
+    async def look(
+        rock: Rock,
+    ) -> tuple[Health, list[NodeView], list[SandboxView], list[SandboxView], list[QuarantineView]]:
         views = await rock.sandboxes(state=only or None, run_id=run or None)
         if every and not only:
             views += await rock.sandboxes(state=SandboxState.GONE, run_id=run or None)
         failures = await rock.sandboxes(state=SandboxState.FAILED, run_id=run or None)
-        return await rock.health(), await rock.nodes(), list({view.id: view for view in views}.values()), failures
+        living = list({view.id: view for view in views}.values())
+        return await rock.health(), await rock.nodes(), living, failures, await rock.quarantine()
 
-    health, nodes, views, failures = ask(look)
+    health, nodes, views, failures, quarantined = ask(look)
     if as_json:
         print_json(views)
         return
@@ -55,6 +58,9 @@ def ps(
         out.print(f"[yellow]{escape(health.detail)}[/]")
     for node in nodes:
         out.print(_node_line(node))
+    for refused in quarantined:
+        name = escape(f"{refused.name} ({refused.subject})")
+        out.print(f"[yellow]in quarantine[/] {name}: `rock quarantine list` says why")
     out.print(sandbox_table(views) if views else "\nNo sandboxes. `rock sandbox create` makes one.")
     shown = {view.id for view in views}
     latest = [view for view in failures if view.id not in shown][:RECENT_FAILURES]
@@ -87,7 +93,9 @@ def _up(health: Health) -> str:
 def _node_line(node: NodeView) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in node.sandboxes.items() if count and name != "gone")
     pools = "; ".join(
-        f"pool {pool.env or pool.image}: {pool.ready} ready of {pool.target}" for pool in node.pools if pool.target
+        f"pool {pool.env or pool.image}: {pool.ready} ready of {pool.level or pool.target}"
+        for pool in node.pools
+        if pool.target or pool.level
     )
     health = "[green]healthy[/]" if node.healthy else f"[red]unhealthy[/] {escape(node.detail)}"
     line = f"[bold]node[/] {escape(node.name)} {health}, capacity {node.capacity}"
