@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from rock.domain.errors import InvalidRequest, NotFound
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
+from rock.sdk.hedging import Hedge, ResetTimes
 from rock.sdk.home import resolve_url
 from rock.sdk.lease import HeldLease
+from rock.sdk.recovery import Patience
 from rock.sdk.sandbox import Sandbox
 from rock.sdk.session import EnvSession
 from rock.sdk.transport import Transport
@@ -35,6 +37,7 @@ from rock.wire.models import (
     MetricPoint,
     NodeView,
     QuarantineView,
+    Recovery,
     RunCreate,
     RunUpdate,
     RunView,
@@ -88,6 +91,7 @@ class Rock:
         self._transport = Transport(
             self.url, os.environ.get("ROCK_KEY", "") if key is None else key, timeout_s=timeout_s, retry_s=retry_s
         )
+        self._reset_times: dict[str, ResetTimes] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,6 +117,9 @@ class Rock:
         ttl_s: float = 60.0,
         reset_timeout_s: float = 60.0,
         step_timeout_s: float = 30.0,
+        recovery_timeout_s: float = 60.0,
+        recovery: Recovery | None = None,
+        hedge_reset: Hedge = False,
         labels: Mapping[str, str] | None = None,
     ) -> EnvSession:
         """An environment in a sandbox of its own; use it with ``async with``. Nothing is asked for before that.
@@ -126,17 +133,23 @@ class Rock:
             wait_s: how long to wait for a sandbox before CapacityExceeded.
             ttl_s: the sandbox is taken back this long after this process fell silent.
             reset_timeout_s, step_timeout_s: default time-outs of ``reset`` and of ``step`` and ``call``.
+            recovery_timeout_s: how much longer one of these may take when the sandbox is lost meanwhile, until another
+                has taken its place and the episode is replayed in it.
+            recovery: null takes the environment's word; ``"none"``: a lost sandbox ends the episode.
+            hedge_reset: try a second sandbox when a reset takes longer than 95 in 100 of those seen did; the first one
+                ready stays. ``"auto"``: once enough of them were seen; True: before that, after a quarter of the time.
             labels: kept with the lease for people to see.
         """
-        request = lease_request(env=name, ttl_s=ttl_s, wait_s=wait_s, run_id=run_id, labels=labels)
+        request = lease_request(env=name, ttl_s=ttl_s, wait_s=wait_s, run_id=run_id, labels=labels, recovery=recovery)
         return EnvSession(
-            HeldLease(self._transport, request),
+            lambda: HeldLease(self._transport, request),
             name,
             task=task,
             seed=seed,
             options=options,
-            reset_timeout_s=reset_timeout_s,
-            step_timeout_s=step_timeout_s,
+            patience=Patience(reset_timeout_s, step_timeout_s, recovery_timeout_s),
+            hedge_reset=hedge_reset,
+            reset_times=self._reset_times.setdefault(name, ResetTimes()),
         )
 
     def sandbox(
@@ -406,6 +419,7 @@ def lease_request(
     wait_s: float = 60.0,
     ttl_s: float = 60.0,
     labels: Mapping[str, str] | None = None,
+    recovery: Recovery | None = None,
 ) -> LeaseRequest:
     """The request for an environment, or for a plain sandbox of ``image`` or ``spec``; see :class:`Rock`.
 
@@ -422,6 +436,7 @@ def lease_request(
             wait_s=wait_s,
             ttl_s=ttl_s,
             labels=dict(labels or {}),
+            recovery=recovery,
         )
     except ValidationError as error:
         raise _invalid(error) from error

@@ -4,6 +4,8 @@ Invariants: a lease that was taken is released exactly once, also when the task 
 `RELEASE_TIMEOUT_S`; while it is held, heartbeats go out by themselves; as soon as the platform says that the lease or
 its sandbox is lost, every call in flight on the sandbox fails with that reason, not after its time-out. A platform
 that does not answer is no such statement: the sandbox lives on, and so does the episode.
+
+The sandbox of a lease that recovers can be *lost* without the lease being *over*: calls fail until :meth:`rebind`.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import contextlib
 import logging
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 from rock.domain.errors import (
     LeaseExpired,
     NotFound,
+    Recovering,
     RockError,
     SandboxLost,
     StaleEpoch,
@@ -25,7 +29,7 @@ from rock.domain.errors import (
 from rock.domain.sandbox import SandboxState
 from rock.sdk.transport import Transport
 from rock.wire.guest_client import GuestClient
-from rock.wire.models import LeaseRequest, LeaseView, SandboxView
+from rock.wire.models import LeaseRequest, LeaseView, RecoverRequest, RecoveryReport, SandboxView
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +37,14 @@ RELEASE_TIMEOUT_S = 5.0
 # Three heartbeats fit in a time-to-live, so that one or two may go astray.
 BEATS_PER_TTL = 3
 LONGEST_BEAT_S = 20.0
+# A call that is silent for this long asks whether its sandbox is still there, and goes on asking: a machine that was
+# cut off ends no connection, and the platform knows of it seconds later.
+SILENT_S = 2.0
 # How long to wait for the node to have noticed a death that the data plane noticed first. Its event takes 64 ms at p50.
 EVIDENCE_WAIT_S = 1.5
 _ENDED = frozenset({SandboxState.RELEASED, SandboxState.FAILED, SandboxState.GONE})
+_GONE = (SandboxLost, LeaseExpired, StaleEpoch)
+_RECOVER_GRACE_S = 5.0
 
 
 class HeldLease:
@@ -47,8 +56,16 @@ class HeldLease:
         self._lease: LeaseView | None = None
         self._guest: GuestClient | None = None
         self._beat: asyncio.Task[None] | None = None
+        self._follower: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
-        self._lost: RockError | None = None
+        self._beat_now = asyncio.Event()
+        self._in_flight = 0
+        self.lost: RockError | None = None
+        """Why the sandbox is no more; None while it lives, as far as is known."""
+        self.over = False
+        """No other sandbox will take its place."""
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called when a sandbox is lost that may be replaced, also while nobody calls."""
 
     @property
     def view(self) -> LeaseView:
@@ -60,13 +77,17 @@ class HeldLease:
     def active(self) -> bool:
         return self._lease is not None
 
+    @property
+    def recovers(self) -> bool:
+        return self._lease is not None and self._lease.recovery != "none" and not self.over
+
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def open(self) -> LeaseView:
         """Take the lease and connect. Raises what LeaseRequest can meet: NotFound, ImageNotFound, CapacityExceeded…"""
         if self._lease is not None:
             raise RuntimeError("the lease is already held")
-        self._lost = None
+        self.lost, self.over = None, False
         self._lease = await self._take()
         try:
             await self._connect()
@@ -103,11 +124,13 @@ class HeldLease:
             raise asyncio.CancelledError
 
     async def _close(self, lease: LeaseView) -> None:
-        beat, self._beat = self._beat, None
         guest, self._guest = self._guest, None
-        if beat is not None:
-            beat.cancel()
-            await asyncio.wait({beat})
+        tasks = {task for task in (self._beat, self._follower) if task is not None}
+        self._beat = self._follower = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         if guest is not None:
             await guest.close()
         await self._release(lease.id)
@@ -124,38 +147,118 @@ class HeldLease:
 
     async def _keep_beating(self, lease: LeaseView) -> None:
         every_s = min(lease.ttl_s / BEATS_PER_TTL, LONGEST_BEAT_S)
-        while True:
-            await asyncio.sleep(every_s * random.uniform(0.8, 1.0))
+        while not self.over:
+            await self._pause(every_s)
             try:
-                await self._transport.request(
-                    "POST", f"leases/{lease.id}/heartbeat", timeout_s=every_s, idempotent=True, retry_s=every_s
+                seen: LeaseView = await self._transport.request(
+                    "POST",
+                    f"leases/{lease.id}/heartbeat",
+                    kind=LeaseView,
+                    timeout_s=every_s,
+                    idempotent=True,
+                    retry_s=every_s,
                 )
             except (LeaseExpired, NotFound, StaleEpoch, SandboxLost) as error:
-                self._lost = await self._explain(lease, error)
-                if self._guest is not None:
-                    await self._guest.close()  # whatever waits on it fails now
-                return
+                self.over = True
+                self.lost = await self._explain(lease, error)
+                await self._hang_up()  # whatever waits on it fails now
             except RockError as error:
                 # No answer says nothing about the sandbox; the data plane goes on without the control plane.
                 logger.info("heartbeat of lease %s: %s", lease.id, error)
+            else:
+                await self._heed(seen)
+
+    async def _pause(self, every_s: float) -> None:
+        if self._in_flight and self._beat_now.is_set():
+            every_s = min(every_s, SILENT_S)
+        self._beat_now.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(every_s * random.uniform(0.8, 1.0)):
+                await self._beat_now.wait()
+
+    async def _heed(self, seen: LeaseView) -> None:
+        """The platform may know of a loss before we do. An answer about an earlier epoch than ours came late."""
+        mine = self.view.epoch
+        if self.lost is None and (seen.epoch > mine or (seen.recovering and seen.epoch == mine)):
+            self.lose(SandboxLost(f"the platform has lost sandbox {self.view.sandbox_id}"))
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            await guest.close()
 
     async def _explain(self, lease: LeaseView, found: RockError) -> SandboxLost:
         """The loss as the platform knows it: the cause and last words kept with the sandbox."""
+        error = _loss(lease, await self.ended_sandbox(lease.sandbox_id), found)
+        error.__cause__ = found
+        return error
+
+    async def ended_sandbox(self, sandbox_id: str) -> SandboxView | None:
+        """A sandbox that is lost, as soon as the platform has seen it end, or as it stands after a moment."""
         seen: SandboxView | None = None
         deadline = asyncio.get_running_loop().time() + EVIDENCE_WAIT_S
         while asyncio.get_running_loop().time() < deadline:
             try:
                 seen = await self._transport.request(
-                    "GET", f"sandboxes/{lease.sandbox_id}", kind=SandboxView, retry_s=0, timeout_s=1.0
+                    "GET", f"sandboxes/{sandbox_id}", kind=SandboxView, retry_s=0, timeout_s=1.0
                 )
             except RockError:
                 break
             if seen is not None and (seen.state in _ENDED or seen.evidence is not None):
                 break
             await asyncio.sleep(0.05)
-        error = _loss(lease, seen, found)
-        error.__cause__ = found
-        return error
+        return seen
+
+    # --- another sandbox ---------------------------------------------------------------------------------------------
+
+    def lose(self, why: RockError) -> None:
+        """The sandbox is of no use any more; calls fail with ``why`` until there is another."""
+        if self.lost is None:
+            self.lost = why
+            self.on_loss()
+
+    async def rebind(self, *, wait_s: float) -> LeaseView:
+        """Connect to the sandbox that takes the place of the lost one, under the lease's next epoch.
+
+        Raises: SandboxLost when there is none (then the lease is over), or when the other one does not answer either.
+        """
+        lease = self.view
+        await self._hang_up()
+        request = RecoverRequest(epoch=lease.epoch, wait_s=wait_s, why=self.lost.message[:500] if self.lost else "")
+        try:
+            found: LeaseView = await self._transport.request(
+                "POST",
+                f"leases/{lease.id}/recover",
+                body=request,
+                kind=LeaseView,
+                timeout_s=wait_s + _RECOVER_GRACE_S,
+                idempotent=True,
+                retry_s=wait_s,
+            )
+        except (LeaseExpired, NotFound, SandboxLost) as error:
+            self.over = True
+            self.lost = await self._explain(lease, error)
+            raise again(self.lost) from error
+        except RockError as error:
+            raise Recovering(
+                f"no other sandbox for lease {lease.id} yet: {error.message}", hint=error.hint, cause=error.cause
+            ) from error
+        if self._lease is not lease:
+            raise LeaseExpired("The session was closed while it recovered.")
+        self._lease = found.model_copy(update={"token": lease.token})
+        self.lost = None
+        try:
+            await self._connect()
+        except _GONE as error:
+            self.lose(error)
+            raise
+        return self._lease
+
+    async def tell(self, lease_id: str, report: RecoveryReport) -> None:
+        """For the platform's events; nothing depends on it."""
+        with contextlib.suppress(RockError):
+            await self._transport.request("POST", f"leases/{lease_id}/recovered", body=report, retry_s=0)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -167,26 +270,37 @@ class HeldLease:
         DeadlineExceeded after ``timeout_s``; LeaseExpired when nothing is held.
         """
         lease = self.view
-        if self._lost is not None:
-            raise _fresh(self._lost)
+        if self.lost is not None:
+            raise again(self.lost)
         for last_try in (not repeatable, True):
             guest: GuestClient | None = None
             try:
                 guest = await self._connect()
-                return await guest.call(op, timeout_s=timeout_s, epoch=lease.epoch, **fields)
-            except (SandboxLost, LeaseExpired, StaleEpoch) as error:
-                if guest is not None and not isinstance(error, SandboxLost):
-                    raise  # the guest itself refuses us
+                return await self._ask(guest, op, timeout_s, lease.epoch, fields)
+            except _GONE as error:
                 if self._lease is None:
                     raise LeaseExpired("The session was closed during the call.") from error
-                if self._lost is None:
-                    if guest is not None and not guest.closed:
-                        raise  # the guest lives and says that its env process does not
-                    if guest is not None and not last_try:
-                        continue
-                    self._lost = await self._explain(lease, error)
-                raise _fresh(self._lost) from error
+                if self.lost is not None:
+                    raise again(self.lost) from error
+                if guest is not None and guest.closed and not last_try:
+                    continue
+                if self.recovers:
+                    self.lose(error)
+                    raise
+                if guest is not None and not (guest.closed and isinstance(error, SandboxLost)):
+                    raise  # the guest lives, and refuses us or says that its env process does not
+                self.lost = await self._explain(lease, error)
+                raise again(self.lost) from error
         raise AssertionError("unreachable")
+
+    async def _ask(self, guest: GuestClient, op: str, timeout_s: float, epoch: int, fields: dict[str, Any]) -> Any:
+        silent = asyncio.get_running_loop().call_later(SILENT_S, self._beat_now.set)
+        self._in_flight += 1
+        try:
+            return await guest.call(op, timeout_s=timeout_s, epoch=epoch, **fields)
+        finally:
+            self._in_flight -= 1
+            silent.cancel()
 
     async def drain(self) -> None:
         """Wait until the sandbox has taken what was sent."""
@@ -206,7 +320,23 @@ class HeldLease:
                 await guest.close()
                 raise LeaseExpired("The session was closed while it connected.")
             self._guest = guest
+            if self.recovers:
+                if self._follower is not None:
+                    self._follower.cancel()
+                self._follower = asyncio.create_task(self._follow(guest), name=f"connection of {lease.id}")
             return guest
+
+    async def _follow(self, guest: GuestClient) -> None:
+        """An ended connection is the first sign of a death. Found out at once, also while nobody calls."""
+        await guest.wait_closed()
+        if self._guest is not guest or self.lost is not None:
+            return
+        self._follower = None  # so that connecting anew does not cancel this very task
+        try:
+            await self._connect()
+        except _GONE as error:
+            if self._lease is not None:
+                self.lose(error)
 
 
 async def _reach(lease: LeaseView) -> GuestClient:
@@ -248,7 +378,7 @@ def _loss(lease: LeaseView, seen: SandboxView | None, found: RockError) -> Sandb
     )
 
 
-def _fresh(error: RockError) -> RockError:
+def again(error: RockError) -> RockError:
     """A new exception of the same content, so that tracebacks of many callers don't pile up on one object."""
     copy = type(error)(error.message, hint=error.hint, cause=error.cause)
     copy.__cause__ = error.__cause__

@@ -1,18 +1,23 @@
 """An environment in a sandbox of its own, as the agent's side sees it: reset, step, call.
 
 Invariants: requests are numbered, so one that is sent twice acts once; a failure is raised and never turned into an
-observation or a reward; outside its ``async with`` block a session holds nothing.
+observation or a reward; a sandbox that is lost is replaced, and the episode replayed in the other, before anything else
+is answered; outside its ``async with`` block a session holds nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, RockError
+from rock.domain.errors import EnvironmentError as EnvironmentFailed
+from rock.sdk.hedging import Hedge, ResetTimes
+from rock.sdk.journal import Journal
 from rock.sdk.lease import HeldLease
-from rock.wire.models import LeaseView
+from rock.sdk.recovery import LOSSES, Patience, Seat
+from rock.wire.models import LeaseView, RecoveryReport
 
 
 class Reset(NamedTuple):
@@ -42,28 +47,40 @@ class EnvSession:
     Observations are whatever JSON the environment returned. A session is for one task at a time: one call after the
     other. Another ``reset`` starts another episode in the same sandbox; where nothing of the first may be left, open
     another session.
+
+    A sandbox that dies, or freezes, under an environment whose ``recovery`` is ``replay`` is replaced at once: another
+    one is bound to the lease, the episode so far is replayed in it, and every answer must be the same as before. The
+    caller of ``reset``, ``step`` and ``call`` only waits longer; ``recoveries`` says what happened. What a ``call``
+    changed in the environment is not replayed.
     """
 
     def __init__(
         self,
-        held: HeldLease,
+        hold: Callable[[], HeldLease],
         name: str,
         *,
         task: str,
         seed: int,
         options: Mapping[str, Any] | None,
-        reset_timeout_s: float,
-        step_timeout_s: float,
+        patience: Patience,
+        hedge_reset: Hedge = False,
+        reset_times: ResetTimes | None = None,
     ) -> None:
-        self._held = held
+        self._hold = hold
         self.name = name
         self.task = task
         self.seed = seed
         self.options: dict[str, Any] = dict(options or {})
-        self._reset_timeout_s = reset_timeout_s
-        self._step_timeout_s = step_timeout_s
+        self.recoveries: list[RecoveryReport] = []
+        """The losses of a sandbox that this session got over, in order."""
+        self._patience = patience
+        self._hedge = hedge_reset
+        self._reset_times = reset_times or ResetTimes()
+        self._journal = Journal()
         self._next_seq: int | None = None
         self._busy = asyncio.Lock()
+        self._seat = self._another_seat()
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -75,12 +92,12 @@ class EnvSession:
     @property
     def lease(self) -> LeaseView:
         """The lease held. Raises LeaseExpired outside the ``async with`` block."""
-        return self._held.view
+        return self._seat.held.view
 
     @property
     def sandbox_id(self) -> str:
-        """Id of the sandbox held. Raises LeaseExpired outside the ``async with`` block."""
-        return self._held.view.sandbox_id
+        """Id of the sandbox held now. Raises LeaseExpired outside the ``async with`` block."""
+        return self._seat.held.view.sandbox_id
 
     async def open(self) -> None:
         """Take the lease; ``async with`` does it for you.
@@ -89,12 +106,16 @@ class EnvSession:
         CapacityExceeded (platform: no sandbox within ``wait_s``), RuntimeUnavailable, PlatformUnavailable,
         SandboxLost (platform).
         """
-        await self._held.open()
+        self._journal = Journal()
+        self._seat = self._another_seat()
+        await self._seat.held.open()
 
     async def close(self) -> None:
         """Give the sandbox back; it is removed. Again, or without a lease, it does nothing. Never takes longer than
         a few seconds, and raises no error of the platform: what is not released ends with its time-to-live."""
-        await self._held.close()
+        await self._seat.close()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     async def reset(
         self,
@@ -107,17 +128,17 @@ class EnvSession:
         """Start the episode of (task, seed, options); what is not given stays as it was.
 
         Raises: NotFound (caller: no such task); EnvironmentError (environment: its own code raised);
-        SandboxLost (platform: the sandbox died, its evidence is in ``cause``); DeadlineExceeded (platform: not within
-        ``timeout_s``); LeaseExpired (caller: the session is not open).
+        SandboxLost (platform: the sandbox died, its evidence is in ``cause``, and no other took its place);
+        DeadlineExceeded (platform: not within ``timeout_s``); LeaseExpired (caller: the session is not open).
         """
         self.task = self.task if task is None else task
         self.seed = self.seed if seed is None else seed
         self.options = self.options if options is None else dict(options)
         async with self._busy:
+            self._journal.begin(self.task, self.seed, self.options)
             self._next_seq = 0
-            value = await self._numbered(
-                "env.reset", timeout_s or self._reset_timeout_s, task=self.task, seed=self.seed, options=self.options
-            )
+            value = await self._numbered(0, self._reset(timeout_s or self._patience.reset_s))
+            self._journal.was_reset(value)
         return Reset(value["observation"], value["info"])
 
     async def step(self, action: Any, *, timeout_s: float | None = None) -> Step:
@@ -125,36 +146,50 @@ class EnvSession:
 
         Raises: InvalidAction (agent: not yet reset, the episode is over, the action is of the wrong type);
         EnvironmentError (environment: its own code raised, the episode is void); SandboxLost (platform: the episode
-        is void, the evidence is in ``cause``; raised at once when a heartbeat tells of it); DeadlineExceeded
+        is void, the evidence is in ``cause``; raised at once when a heartbeat tells of it); Diverged (environment: a
+        SandboxLost; the replay in another sandbox came out differently, so the episode is void); DeadlineExceeded
         (platform: not within ``timeout_s``); Conflict (caller: another action while one that timed out still runs);
         LeaseExpired (caller: the session is not open).
         """
         async with self._busy:
-            if self._next_seq is None:
+            if (seq := self._next_seq) is None:
                 raise InvalidAction("The environment was not reset yet.", hint="Call reset() before step().")
-            value = await self._numbered("env.step", timeout_s or self._step_timeout_s, action=action)
+            value = await self._numbered(
+                seq,
+                self._seat.perform(
+                    "env.step", timeout_s or self._patience.step_s, replay=True, repeatable=True, seq=seq, action=action
+                ),
+            )
+            self._journal.stepped(action, value)
         return Step(
             value["observation"], float(value["reward"]), value["terminated"], value["truncated"], value["info"]
         )
 
-    async def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> Any:
+    async def call(self, method: str, /, *, timeout_s: float | None = None, recover: bool = True, **args: Any) -> Any:
         """Anything beside the episode that the environment offers (demonstrations, state for debugging).
+
+        It is not part of the episode: what it changes is not replayed. One whose sandbox is lost meanwhile is made
+        again in the other sandbox, unless ``recover`` is False; then it raises SandboxLost.
 
         Raises: NotFound (caller: no such method); EnvironmentError, SandboxLost, DeadlineExceeded and LeaseExpired as
         :meth:`step`.
         """
         async with self._busy:
-            value = await self._held.call(
-                "env.call", timeout_s=timeout_s or self._step_timeout_s, method=method, args=args
+            value = await self._seat.perform(
+                "env.call",
+                timeout_s or self._patience.step_s,
+                replay=self._journal.begun,
+                repeatable=False,
+                recover=recover,
+                method=method,
+                args=args,
             )
         return value["value"]
 
-    async def _numbered(self, op: str, timeout_s: float, **fields: Any) -> dict[str, Any]:
-        """Send the request with the episode's next number; used up unless the guest refused it or may yet answer."""
-        seq = self._next_seq
-        assert seq is not None
+    async def _numbered(self, seq: int, work: Any) -> dict[str, Any]:
+        """The answer of ``work``, the request of number ``seq``; used up unless refused or perhaps yet answered."""
         try:
-            value: dict[str, Any] = await self._held.call(op, timeout_s=timeout_s, repeatable=True, seq=seq, **fields)
+            value: dict[str, Any] = await work
         except Conflict as error:
             raise Conflict(
                 f"{error.message} (request {seq} of the episode)",
@@ -163,8 +198,75 @@ class EnvSession:
             ) from error
         except (InvalidAction, DeadlineExceeded):
             raise
-        except RockError:
+        except RockError as error:
+            if isinstance(error, EnvironmentFailed):
+                self._journal.failure = error
             self._next_seq = seq + 1
             raise
         self._next_seq = seq + 1
         return value
+
+    # --- resets, perhaps in two sandboxes at once --------------------------------------------------------------------
+
+    async def _reset(self, timeout_s: float) -> dict[str, Any]:
+        began = asyncio.get_running_loop().time()
+        hedge_s = self._reset_times.hedge_after_s(self._hedge, timeout_s)
+        if hedge_s is None:
+            value = await self._reset_in(self._seat, timeout_s)
+        else:
+            first = asyncio.create_task(self._reset_in(self._seat, timeout_s))
+            try:
+                await asyncio.wait({first}, timeout=hedge_s)
+                value = first.result() if first.done() else await self._race(first, timeout_s)
+            finally:
+                first.cancel()
+        self._reset_times.note(asyncio.get_running_loop().time() - began)
+        return value
+
+    async def _reset_in(self, seat: Seat, timeout_s: float) -> dict[str, Any]:
+        fields: dict[str, Any] = {"task": self.task, "seed": self.seed, "options": self.options}
+        value: dict[str, Any] = await seat.perform(
+            "env.reset", timeout_s, replay=False, repeatable=True, seq=0, **fields
+        )
+        return value
+
+    async def _race(self, first: asyncio.Task[dict[str, Any]], timeout_s: float) -> dict[str, Any]:
+        """The reset takes long: whichever of two sandboxes is ready first stays, the other is given back."""
+        spare = self._another_seat()
+        self._reset_times.hedges += 1
+        second = asyncio.create_task(self._open_and_reset(spare, timeout_s))
+        loser, its_work = spare, second
+        waiting = {first, second}
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if first in done and not isinstance(first.exception(), (*LOSSES, DeadlineExceeded)):
+                    break  # ready, or the environment's own failure, which the other would meet as well
+                if second in done and second.exception() is None:
+                    loser, its_work, self._seat = self._seat, first, spare
+                    self._reset_times.wins += 1
+                    return second.result()
+            return first.result()
+        finally:
+            task = asyncio.create_task(_leave(loser, its_work))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def _open_and_reset(self, seat: Seat, timeout_s: float) -> dict[str, Any]:
+        await seat.held.open()
+        return await self._reset_in(seat, timeout_s)
+
+    def _another_seat(self) -> Seat:
+        return Seat(self._hold(), self._journal, self._busy, patience=self._patience, on_report=self._note_recovery)
+
+    def _note_recovery(self, report: RecoveryReport, instead_of: RecoveryReport | None) -> None:
+        if instead_of is not None and instead_of in self.recoveries:
+            self.recoveries[self.recoveries.index(instead_of)] = report
+        elif instead_of is None:
+            self.recoveries.append(report)
+
+
+async def _leave(seat: Seat, work: asyncio.Task[Any]) -> None:
+    work.cancel()
+    await asyncio.wait({work})
+    await seat.close()

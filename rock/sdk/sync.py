@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
 from rock.sdk.client import DEFAULT_RETRY_S, DEFAULT_TIMEOUT_S, Rock
+from rock.sdk.hedging import Hedge
 from rock.sdk.sandbox import FileEntry, Sandbox, ShellResult
 from rock.sdk.session import EnvSession, Reset, Step
 from rock.wire.models import (
@@ -35,6 +36,8 @@ from rock.wire.models import (
     MetricPoint,
     NodeView,
     QuarantineView,
+    Recovery,
+    RecoveryReport,
     RunCreate,
     RunUpdate,
     RunView,
@@ -121,6 +124,10 @@ class EnvSessionSync:
         return self._inner.seed
 
     @property
+    def recoveries(self) -> list[RecoveryReport]:
+        return self._inner.recoveries
+
+    @property
     def lease(self) -> LeaseView:
         return self._inner.lease
 
@@ -147,8 +154,8 @@ class EnvSessionSync:
     def step(self, action: Any, *, timeout_s: float | None = None) -> Step:
         return self._loop.run(self._inner.step(action, timeout_s=timeout_s))
 
-    def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> Any:
-        return self._loop.run(self._inner.call(method, timeout_s=timeout_s, **args))
+    def call(self, method: str, /, *, timeout_s: float | None = None, recover: bool = True, **args: Any) -> Any:
+        return self._loop.run(self._inner.call(method, timeout_s=timeout_s, recover=recover, **args))
 
 
 class SandboxSync:
@@ -262,6 +269,9 @@ class RockSync:
         ttl_s: float = 60.0,
         reset_timeout_s: float = 60.0,
         step_timeout_s: float = 30.0,
+        recovery_timeout_s: float = 60.0,
+        recovery: Recovery | None = None,
+        hedge_reset: Hedge = False,
         labels: Mapping[str, str] | None = None,
     ) -> EnvSessionSync:
         return EnvSessionSync(
@@ -276,6 +286,9 @@ class RockSync:
                 ttl_s=ttl_s,
                 reset_timeout_s=reset_timeout_s,
                 step_timeout_s=step_timeout_s,
+                recovery_timeout_s=recovery_timeout_s,
+                recovery=recovery,
+                hedge_reset=hedge_reset,
                 labels=labels,
             ),
         )

@@ -107,7 +107,11 @@ def test_unknown_environments_are_named(serving: Serving) -> None:
 
 def test_a_sandbox_that_dies_fails_the_pending_step_at_once_with_its_evidence(serving: Serving) -> None:
     async def main() -> None:
-        async with serving() as served, served.client() as rock, rock.env("toy", step_timeout_s=60) as env:
+        async with (
+            serving() as served,
+            served.client() as rock,
+            rock.env("toy", recovery="none", step_timeout_s=60) as env,
+        ):
             await env.reset()
             served.runtime.faults.step_delay_s = 30
             pending = asyncio.create_task(env.step("go"))
@@ -127,7 +131,11 @@ def test_a_sandbox_that_dies_fails_the_pending_step_at_once_with_its_evidence(se
 
 def test_a_frozen_sandbox_is_told_by_the_heartbeat_long_before_the_time_out(serving: Serving) -> None:
     async def main() -> None:
-        async with serving() as served, served.client() as rock, rock.env("toy", ttl_s=1.5, step_timeout_s=60) as env:
+        async with (
+            serving() as served,
+            served.client() as rock,
+            rock.env("toy", recovery="none", ttl_s=1.5, step_timeout_s=60) as env,
+        ):
             await env.reset()
             await served.runtime.freeze(env.sandbox_id)
             begin = time.monotonic()
@@ -141,7 +149,11 @@ def test_a_frozen_sandbox_is_told_by_the_heartbeat_long_before_the_time_out(serv
 
 def test_a_sandbox_removed_by_somebody_else_fails_the_pending_step(serving: Serving) -> None:
     async def main() -> None:
-        async with serving() as served, served.client() as rock, rock.env("toy", ttl_s=1.5, step_timeout_s=60) as env:
+        async with (
+            serving() as served,
+            served.client() as rock,
+            rock.env("toy", recovery="none", ttl_s=1.5, step_timeout_s=60) as env,
+        ):
             await env.reset()
             served.runtime.faults.step_delay_s = 30
             pending = asyncio.create_task(env.step("go"))
