@@ -7,6 +7,7 @@ import os
 from fastapi import Depends, FastAPI, Response
 
 from rock.api import problems
+from rock.api.event_stream import stream_router
 from rock.api.fleet_routes import fleet_router
 from rock.api.guard import Guard
 from rock.api.key_routes import key_router
@@ -36,6 +37,7 @@ def create_app(control: Control, *, key: str | None = None) -> FastAPI:
     app.include_router(run_router(control), prefix="/v1")
     app.include_router(key_router(control), prefix="/v1")
     app.include_router(quarantine_router(control), prefix="/v1")
+    app.include_router(stream_router(control), prefix="/v1")
 
     @app.get("/metrics", tags=["platform"], summary="For Prometheus", response_class=Response)
     async def metrics() -> Response:

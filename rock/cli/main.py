@@ -14,6 +14,7 @@ from rock.cli import (
     doctor,
     down,
     env,
+    events,
     exec_,
     image,
     key,
@@ -67,6 +68,7 @@ app.command("version", rich_help_panel=PLATFORM)(version.version)
 app.add_typer(key.app, name="key", rich_help_panel=PLATFORM)
 app.command("ps", rich_help_panel=SANDBOXES)(ps.ps)
 app.command("logs", rich_help_panel=SANDBOXES)(logs.logs)
+app.command("events", rich_help_panel=SANDBOXES)(events.events)
 app.command("exec", rich_help_panel=SANDBOXES, context_settings={"allow_interspersed_args": False})(exec_.exec_)
 app.add_typer(sandbox.app, name="sandbox", rich_help_panel=SANDBOXES)
 app.add_typer(quarantine.app, name="quarantine", rich_help_panel=SANDBOXES)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rock.cli._output import JsonOption, age, console, escape, notes, print_json, state, table
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from rock.sdk import Health, NodeView, QuarantineView, Rock, SandboxView
 
 RECENT_FAILURES = 5
+WATCH_AT_LEAST_EVERY_S = 2.0
+WATCH_AT_MOST_EVERY_S = 0.2
 
 
 def ps(
     every: Annotated[bool, typer.Option("--all", "-a", help="Also those that are gone.")] = False,
     only: Annotated[str, typer.Option("--state", help="Only sandboxes in this state.")] = "",
     run: Annotated[str, typer.Option("--run", help="Only sandboxes of this training run.")] = "",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew whenever something happens.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the platform, its nodes and its sandboxes.
@@ -48,24 +54,64 @@ def ps(
         living = list({view.id: view for view in views}.values())
         return await rock.health(), await rock.nodes(), living, failures, await rock.quarantine()
 
-    health, nodes, views, failures, quarantined = ask(look)
-    if as_json:
-        print_json(views)
+    if watch and not as_json:
+        ask(lambda rock: _watch(rock, look, latest=not only))
         return
-    out = console()
-    out.print(f"[bold]platform[/] {health.status}, runtime {health.runtime}, up {_up(health)}, pid {health.pid}")
+    seen = ask(look)
+    if as_json:
+        print_json(seen[2])
+        return
+    console().print(_picture(seen, latest=not only))
+
+
+Seen = tuple["Health", "list[NodeView]", "list[SandboxView]", "list[SandboxView]", "list[QuarantineView]"]
+
+
+async def _watch(rock: Rock, look: Callable[[Rock], Awaitable[Seen]], *, latest: bool) -> None:
+    """Anew with every event, but no more than once in a while, and from time to time without any."""
+    import asyncio
+
+    from rich.live import Live
+
+    news = asyncio.Event()
+
+    async def listen() -> None:
+        async for _ in rock.follow():
+            news.set()
+
+    listening = asyncio.create_task(listen())
+    try:
+        with Live(_picture(await look(rock), latest=latest), console=console(), auto_refresh=False) as live:
+            while not listening.done():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), WATCH_AT_LEAST_EVERY_S)
+                news.clear()
+                live.update(_picture(await look(rock), latest=latest), refresh=True)
+                await asyncio.sleep(WATCH_AT_MOST_EVERY_S)
+        await listening
+    finally:
+        listening.cancel()
+
+
+def _picture(seen: Seen, *, latest: bool) -> Group:
+    from rich.console import Group
+
+    health, nodes, views, failures, quarantined = seen
+    parts: list[Any] = [
+        f"[bold]platform[/] {health.status}, runtime {health.runtime}, up {_up(health)}, pid {health.pid}"
+    ]
     if health.detail:
-        out.print(f"[yellow]{escape(health.detail)}[/]")
-    for node in nodes:
-        out.print(_node_line(node))
+        parts.append(f"[yellow]{escape(health.detail)}[/]")
+    parts += [_node_line(node) for node in nodes]
     for refused in quarantined:
         name = escape(f"{refused.name} ({refused.subject})")
-        out.print(f"[yellow]in quarantine[/] {name}: `rock quarantine list` says why")
-    out.print(sandbox_table(views) if views else "\nNo sandboxes. `rock sandbox create` makes one.")
+        parts.append(f"[yellow]in quarantine[/] {name}: `rock quarantine list` says why")
+    parts.append(sandbox_table(views) if views else "\nNo sandboxes. `rock sandbox create` makes one.")
     shown = {view.id for view in views}
-    latest = [view for view in failures if view.id not in shown][:RECENT_FAILURES]
-    if latest and not only:
-        out.print(sandbox_table(latest, title="Latest failures (`rock sandbox inspect ID` shows the evidence)"))
+    others = [view for view in failures if view.id not in shown][:RECENT_FAILURES]
+    if others and latest:
+        parts.append(sandbox_table(others, title="Latest failures (`rock sandbox inspect ID` shows the evidence)"))
+    return Group(*parts)
 
 
 def sandbox_table(views: list[SandboxView], title: str = "") -> Table:

@@ -143,6 +143,7 @@ class Control:
     def request_shutdown(self, *, keep_sandboxes: bool = False) -> None:
         self.keep_sandboxes = keep_sandboxes
         self.refuse_claims()
+        self.history.followers.end()
         self.shutdown_requested.set()
 
     def refuse_claims(self) -> None:

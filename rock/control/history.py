@@ -1,7 +1,8 @@
 """Events and the sandboxes' last views on their way to the store: gathered here, written in batches off the hot path.
 
 Invariants: adding never waits and never fails; what could not be written is kept and tried again, the oldest dropped
-only when more than ``MAX_WAITING`` wait (and that is said); readers see what is still waiting.
+only when more than ``MAX_WAITING`` wait (and that is counted and said); readers see what is still waiting; whoever
+follows is told of events once they are stored, because only then they have the id from which to resume.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 
+from rock.control.following import Followers
 from rock.domain.errors import NotFound, StorageError
 from rock.domain.sandbox import SandboxState
 from rock.store.fleet import FleetStore
@@ -20,20 +23,31 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 20_000
 _FLUSH_EVERY_S = 0.25
+# Somebody follows: soon, but together with what comes in the same moment.
+_GATHER_S = 0.02
 _BATCH = 1000
 
 
 class History:
     def __init__(self, store: FleetStore) -> None:
         self._store = store
-        self._events: deque[EventView] = deque(maxlen=MAX_WAITING)
+        self._events: deque[EventView] = deque()
         self._views: dict[str, SandboxView] = {}
         self._lock = asyncio.Lock()
+        self._news = asyncio.Event()
+        self.followers = Followers(self)
+        self.dropped = 0
+        """Events that were never stored, because too many waited."""
         self.trouble = ""
         """Why nothing can be stored at present; empty when all is well."""
 
     def add_event(self, event: EventView) -> None:
         self._events.append(event)
+        if len(self._events) > MAX_WAITING:
+            self._events.popleft()
+            self.dropped += 1
+        if len(self.followers):
+            self._news.set()
         log.info("event=%s subject=%s detail=%r", event.kind, event.subject, event.detail)
 
     def add_sandbox(self, view: SandboxView) -> None:
@@ -44,7 +58,10 @@ class History:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(_FLUSH_EVERY_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), _FLUSH_EVERY_S)
+                self._news.clear()
+                await asyncio.sleep(_GATHER_S)
             with suppress(StorageError):
                 # To its end even if this loop is ended meanwhile: half done, it would write the same events twice.
                 await asyncio.shield(asyncio.ensure_future(self.flush()))
@@ -55,10 +72,11 @@ class History:
             try:
                 while self._events:
                     batch = [self._events[i] for i in range(min(_BATCH, len(self._events)))]
-                    await self._store.add_events(batch)
+                    stored = await self._store.add_events(batch)
                     for event in batch:
                         if self._events and self._events[0] is event:
                             self._events.popleft()
+                    self.followers.publish(stored)
                 if self._views:
                     views = list(self._views.values())[:_BATCH]
                     await self._store.save_sandboxes(views)
@@ -77,7 +95,15 @@ class History:
     async def events(self, *, limit: int, kind: str, run_id: str, after: int | None) -> list[EventView]:
         with suppress(StorageError):
             await self.flush()
-        return await self._store.events(limit=limit, kind=kind, run_id=run_id, after=after)
+        return await self._store.events(limit=limit, kinds=[kind] if kind else [], run_id=run_id, after=after)
+
+    async def events_after(self, after: int, *, kinds: Sequence[str], run_id: str, limit: int) -> list[EventView]:
+        return await self._store.events(limit=limit, kinds=kinds, run_id=run_id, after=after)
+
+    async def last_event_id(self) -> int:
+        with suppress(StorageError):
+            await self.flush()
+        return await self._store.last_event_id()
 
     async def sandbox(self, sandbox_id: str) -> SandboxView:
         view = self._views.get(sandbox_id) or await self._store.sandbox(sandbox_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rock.domain.errors import InvalidRequest, NotFound
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
+from rock.sdk.following import follow
 from rock.sdk.hedging import Hedge, ResetTimes
 from rock.sdk.home import resolve_url
 from rock.sdk.lease import HeldLease
@@ -88,6 +89,7 @@ class Rock:
         retry_s: float = DEFAULT_RETRY_S,
     ) -> None:
         self.url = resolve_url(url)
+        self._retry_s = retry_s
         self._transport = Transport(
             self.url, os.environ.get("ROCK_KEY", "") if key is None else key, timeout_s=timeout_s, retry_s=retry_s
         )
@@ -295,6 +297,21 @@ class Rock:
     ) -> list[EventView]:
         """What happened, the latest first; with ``after``, only events of a higher id."""
         return await self._transport.get(list[EventView], "events", limit=limit, kind=kind, run_id=run_id, after=after)
+
+    def follow(
+        self, kinds: Sequence[str] = (), *, run_id: str = "", after: int | None = None
+    ) -> AsyncGenerator[EventView, None]:
+        """Events as they happen, each once and in order, for ever: ``async for event in rock.follow(["lease.lost"])``.
+
+        A connection that breaks is taken up again where it was. Raises PlatformUnavailable (no platform for longer
+        than ``retry_s``), Forbidden (caller), StorageError (platform).
+
+        Args:
+            kinds: only events of these kinds; empty for all.
+            run_id: only those of the run.
+            after: begin after this id, 0 for all that is kept; None begins with what happens from now on.
+        """
+        return follow(self._transport, kinds, run_id, after, self._retry_s)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 

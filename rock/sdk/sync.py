@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -373,6 +373,15 @@ class RockSync:
         self, *, limit: int = 100, kind: str | None = None, run_id: str | None = None, after: int | None = None
     ) -> list[EventView]:
         return self._loop.run(self._inner.events(limit=limit, kind=kind, run_id=run_id, after=after))
+
+    def follow(self, kinds: Sequence[str] = (), *, run_id: str = "", after: int | None = None) -> Iterator[EventView]:
+        following = self._inner.follow(kinds, run_id=run_id, after=after)
+
+        async def take() -> EventView | None:
+            return await anext(following, None)
+
+        while (event := self._loop.run(take())) is not None:
+            yield event
 
     def create_run(self, run: RunCreate) -> RunView:
         return self._loop.run(self._inner.create_run(run))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -119,6 +120,28 @@ class Transport:
                 await asyncio.sleep(pause_s)
             except (httpx.InvalidURL, httpx.HTTPError) as error:
                 raise self._unreachable(error, method, path, limit_s) from error
+
+    @asynccontextmanager
+    async def lines(
+        self, path: str, *, params: Mapping[str, Any], headers: Mapping[str, str], silence_s: float
+    ) -> AsyncIterator[AsyncIterator[str]]:
+        """The lines of an answer that goes on. Once, without trying again: the caller knows where to go on.
+
+        Raises: the platform's own error; PlatformUnavailable when it hangs up, cannot be reached, or says nothing for
+        ``silence_s``.
+        """
+        timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
+        given = {k: v for k, v in params.items() if v is not None and v not in ("", [])}
+        try:
+            async with self._client.stream("GET", path, params=given, headers=headers, timeout=timeout) as response:
+                if not response.is_success:
+                    await response.aread()
+                    self._decode(response, None)
+                yield response.aiter_lines()
+        except httpx.HTTPError as error:
+            raise PlatformUnavailable(
+                f"The platform at {self.url} hung up.", hint="Look at `rock logs`.", cause=str(error)
+            ) from error
 
     def _unreachable(self, error: Exception, method: str, path: str, limit_s: float) -> RockError:
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):

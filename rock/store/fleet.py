@@ -183,16 +183,19 @@ class FleetStore:
     # --- events
 
     @whole
-    async def add_events(self, events: Sequence[EventView]) -> None:
+    async def add_events(self, events: Sequence[EventView]) -> list[EventView]:
+        """Returns them with their ids, which grow in the order given."""
         if not events:
-            return
+            return []
         values = [event.model_dump(exclude={"id"}) for event in events]
         async with self._db.write() as connection:
-            await connection.execute(insert(EventRow), values)
+            query = insert(EventRow).returning(EventRow.id, sort_by_parameter_order=True)
+            ids = (await connection.scalars(query, values)).all()
+        return [event.model_copy(update={"id": id_}) for event, id_ in zip(events, ids, strict=True)]
 
     @whole
     async def events(
-        self, *, limit: int = 100, kind: str = "", run_id: str = "", after: int | None = None
+        self, *, limit: int = 100, kinds: Sequence[str] = (), run_id: str = "", after: int | None = None
     ) -> list[EventView]:
         """The newest first; with ``after``, those with a greater id, oldest first (for following along)."""
         query = select(EventRow.__table__)
@@ -201,13 +204,18 @@ class FleetStore:
             if after is None
             else query.where(EventRow.id > after).order_by(EventRow.id)
         )
-        if kind:
-            query = query.where(EventRow.kind == kind)
+        if kinds:
+            query = query.where(EventRow.kind.in_(kinds))
         if run_id:
             query = query.where(EventRow.run_id == run_id)
         async with self._db.read() as connection:
             rows = (await connection.execute(query.limit(limit))).all()
         return [EventView(**row._mapping) for row in rows]
+
+    @whole
+    async def last_event_id(self) -> int:
+        async with self._db.read() as connection:
+            return int(await connection.scalar(select(func.max(EventRow.id))) or 0)
 
     # --- housekeeping
 

@@ -98,7 +98,7 @@ def test_events_are_listed_newest_first_or_followed(
             await store.add_events([EventView(at=T0, kind=f"k{n % 2}", subject=f"s{n}", run_id="r") for n in range(6)])
             newest = await store.events(limit=2)
             assert [e.subject for e in newest] == ["s5", "s4"]
-            assert [e.subject for e in await store.events(kind="k0")] == ["s4", "s2", "s0"]
+            assert [e.subject for e in await store.events(kinds=["k0"])] == ["s4", "s2", "s0"]
             assert [e.subject for e in await store.events(after=newest[-1].id - 2)] == ["s3", "s4", "s5"]
             assert await store.events(run_id="other") == []
             monkeypatch.setattr(fleet, "KEEP_EVENTS", 3)
