@@ -12,6 +12,7 @@ from rock.api.fleet_routes import fleet_router
 from rock.api.guard import Guard
 from rock.api.key_routes import key_router
 from rock.api.metrics import metrics_response
+from rock.api.node_routes import node_router
 from rock.api.quarantine_routes import quarantine_router
 from rock.api.rules import permit
 from rock.api.run_routes import run_router
@@ -34,6 +35,7 @@ def create_app(control: Control, *, key: str | None = None) -> FastAPI:
     app.state.reachable = False  # whether others than this machine reach it; the server knows
     problems.install(app)
     app.include_router(fleet_router(control), prefix="/v1")
+    app.include_router(node_router(control), prefix="/v1")
     app.include_router(run_router(control), prefix="/v1")
     app.include_router(key_router(control), prefix="/v1")
     app.include_router(quarantine_router(control), prefix="/v1")

@@ -17,7 +17,6 @@ from rock.wire.models import (
     LeaseRequest,
     LeaseView,
     LogView,
-    NodeView,
     RecoverRequest,
     RecoveryReport,
     SandboxView,
@@ -40,10 +39,6 @@ def _platform(router: APIRouter, control: Control) -> None:
     @router.get("/health", tags=["platform"], summary="Is it well?")
     async def health() -> Health:
         return await control.health()
-
-    @router.get("/nodes", tags=["platform"], summary="The machines, their load and their warm pools")
-    async def nodes() -> list[NodeView]:
-        return await control.node_views()
 
     @router.get("/events", tags=["platform"], summary="What happened")
     async def events(

@@ -29,6 +29,7 @@ from rock.domain.sandbox import SandboxState
 from rock.store.database import Database
 from rock.store.fleet import FleetStore
 from rock.store.keys import KeyStore
+from rock.store.nodes import NodeStore
 from rock.store.runs import RunStore
 from rock.wire.handle import NodeHandle
 from rock.wire.models import (
@@ -72,7 +73,7 @@ class Control:
     ) -> None:
         self._config = config
         self._database = database
-        self.nodes = NodeBook(nodes, rng or random.Random())
+        self.nodes = NodeBook(nodes, rng or random.Random(), clock=clock)
         self._catalog = catalog
         self._fleet_store = FleetStore(database)
         self.history = History(self._fleet_store)
@@ -97,16 +98,15 @@ class Control:
 
     async def open(self) -> None:
         """Listen to the nodes, recover what was leased, start the loops, fill the pools asked for."""
-        for node in self.nodes:
-            node.on_change(self._sandbox_changed)
-            node.on_event(self.history.add_event)
+        self.nodes.listen(self._sandbox_changed, self.history.add_event)
         await self.keys.open()
         await self.quarantine.open()  # before any pool fills: what is refused must not be started first
         await self.leases.recover()
-        known = [view.id for node in self.nodes for view in await node.sandboxes()]
+        known = [view.id for view in await self.nodes.sandboxes()]
         await self._fleet_store.close_unfinished_sandboxes(known, datetime.now(UTC))
         for node in self.nodes:
             self.history.add_event(EventView(at=datetime.now(UTC), kind="node.up", subject=node.name, node=node.name))
+        await self.nodes.begin(self.leases, NodeStore(self._database))
         await self.leases.warm()
         every = self._config
         self._loops = [
@@ -156,6 +156,7 @@ class Control:
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.nodes.close()
         await self.leases.close()
 
     async def write_down(self) -> None:
@@ -186,7 +187,7 @@ class Control:
         )
 
     async def node_views(self) -> list[NodeView]:
-        return list(await asyncio.gather(*(node.view() for node in self.nodes)))
+        return await self.nodes.views()
 
     async def events(
         self, *, limit: int = 100, kind: str = "", run_id: str = "", after: int | None = None
@@ -197,7 +198,7 @@ class Control:
 
     async def sandboxes(self, *, state: SandboxState | None = None, run_id: str = "") -> list[SandboxView]:
         """The living ones, the youngest first; for ``failed`` and ``gone`` also those of the past (at most 500)."""
-        found = {view.id: view for node in self.nodes for view in await node.sandboxes()}
+        found = {view.id: view for view in await self.nodes.sandboxes()}
         chosen = [view for view in found.values() if state is None or view.state is state]
         if state is not None and state in _PAST:
             ids = {view.id for view in chosen}
@@ -207,12 +208,10 @@ class Control:
 
     async def sandbox(self, sandbox_id: str) -> SandboxView:
         """Living or past."""
-        for node in self.nodes:
-            try:
-                return await node.sandbox(sandbox_id)
-            except NotFound:
-                continue
-        return await self.history.sandbox(sandbox_id)
+        try:
+            return (await self.nodes.find(sandbox_id))[1]
+        except NotFound:
+            return await self.history.sandbox(sandbox_id)
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """End it and any lease on it. Idempotent for those that once were; NotFound for those that never were."""
@@ -233,13 +232,7 @@ class Control:
             return LogView(lines=view.evidence.last_output[-lines:] if view.evidence else ())
 
     async def _node_of(self, sandbox_id: str) -> NodeHandle:
-        for node in self.nodes:
-            try:
-                await node.sandbox(sandbox_id)
-            except NotFound:
-                continue
-            return node
-        raise NotFound(f"no living sandbox {sandbox_id!r}", hint="`rock ps` lists them.")
+        return (await self.nodes.find(sandbox_id))[0]
 
     # --- environments
 

@@ -10,7 +10,6 @@ from rock.control.catalog import Catalog
 from rock.control.nodes import NodeBook
 from rock.domain.clock import Clock
 from rock.domain.errors import InvalidRequest
-from rock.wire.handle import NodeHandle
 from rock.wire.models import EnvView, LeaseRequest, PoolSize, Recovery, SandboxSpec
 
 _FRESH_S = 2.0
@@ -70,21 +69,12 @@ class Offers:
         if (ready := self._pool_sizes.get(env)) is not None:
             size = size.model_copy(update={"ready": ready})
         self._pools[env] = (spec, size)
-        for node in self._nodes:
-            if before is not None:
-                await node.set_pool(before[0], 0)
-            await self._set_pool(node, spec, size)
+        if before is not None:
+            await self._nodes.set_pool(before[0], 0)
+        await self._nodes.set_pool(spec, size.ready, minimum=size.minimum, maximum=size.maximum)
 
     async def warm(self) -> None:
         """Fill the pools that were asked for at the start; none of them if one cannot be."""
         specs = {env: await asyncio.to_thread(self._catalog.spec, env) for env in self._pool_sizes}
         for env, spec in specs.items():
             await self._keep_warm(env, spec)
-
-    async def warm_node(self, name: str) -> None:
-        """Tell a node that has (re)joined which pools to keep."""
-        for spec, size in list(self._pools.values()):
-            await self._set_pool(self._nodes.get(name), spec, size)
-
-    async def _set_pool(self, node: NodeHandle, spec: SandboxSpec, size: PoolSize) -> None:
-        await node.set_pool(spec, size.ready, minimum=size.minimum, maximum=size.maximum)

@@ -36,6 +36,7 @@ from rock.wire.models import (
     Limits,
     LogView,
     MetricPoint,
+    NodeUpdate,
     NodeView,
     QuarantineView,
     Recovery,
@@ -198,6 +199,25 @@ class Rock:
     async def nodes(self) -> list[NodeView]:
         """Every node with its load and its warm pools."""
         return await self._transport.get(list[NodeView], "nodes")
+
+    async def cordon(self, name: str, reason: str = "") -> NodeView:
+        """Give a node no new leases; those it has go on. Raises NotFound (caller)."""
+        return await self._node(name, "cordon", reason)
+
+    async def uncordon(self, name: str) -> NodeView:
+        """Let a cordoned or drained node take leases again. Raises NotFound (caller)."""
+        return await self._node(name, "uncordon")
+
+    async def drain(self, name: str, reason: str = "") -> NodeView:
+        """Empty a node: leases that recover move, others are waited for. Answers at once; ``standing_detail`` begins
+        with ``empty`` when nothing is left. Raises NotFound (caller)."""
+        return await self._node(name, "drain", reason)
+
+    async def _node(self, name: str, action: str, reason: str = "") -> NodeView:
+        view: NodeView = await self._transport.request(
+            "POST", f"nodes/{_part(name)}/{action}", body=NodeUpdate(reason=reason), kind=NodeView, idempotent=True
+        )
+        return view
 
     async def sandboxes(
         self, *, state: SandboxState | str | None = None, run_id: str | None = None

@@ -325,6 +325,15 @@ class RockSync:
     def nodes(self) -> list[NodeView]:
         return self._loop.run(self._inner.nodes())
 
+    def cordon(self, name: str, reason: str = "") -> NodeView:
+        return self._loop.run(self._inner.cordon(name, reason))
+
+    def uncordon(self, name: str) -> NodeView:
+        return self._loop.run(self._inner.uncordon(name))
+
+    def drain(self, name: str, reason: str = "") -> NodeView:
+        return self._loop.run(self._inner.drain(name, reason))
+
     def sandboxes(self, *, state: SandboxState | str | None = None, run_id: str | None = None) -> list[SandboxView]:
         return self._loop.run(self._inner.sandboxes(state=state, run_id=run_id))
 
