@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rock.cli._output import JsonOption, age, console, escape, notes, print_json, say, state
+from rock.cli._evidence import print_view
+from rock.cli._output import JsonOption, console, escape, print_json, say
 from rock.cli.ps import ps
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rock.sdk import LeaseView, Rock, SandboxSpec, SandboxView
+    from rock.sdk import LeaseView, Rock, SandboxSpec
 
 app = typer.Typer(no_args_is_help=True, help="Create, look into and remove single sandboxes.")
 app.command("ls")(ps)
@@ -120,10 +119,13 @@ def inspect(
     sandbox: Annotated[str, typer.Argument(help="Id of a sandbox.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show everything known of a sandbox: its state, its limits, and the evidence if it failed.
+    """Show everything known of a sandbox: its state, its limits, and all the evidence if it failed.
+
+    That is its cause, its exit code, whether memory ran out, its last output, how busy the machine was, and the node's
+    last probes. Also as `rock inspect`.
 
     Examples:
-      rock sandbox inspect sb-0123456789
+      rock inspect sb-0123456789
       rock sandbox inspect sb-0123456789 --json
     """
     from rock.cli._client import ask
@@ -132,34 +134,4 @@ def inspect(
     if as_json:
         print_json(view)
     else:
-        _print_view(console(), view)
-
-
-def _print_view(out: Console, view: SandboxView) -> None:
-    from rock.cli._output import size
-    from rock.domain.sandbox import MEANING
-
-    limits = view.spec.limits
-    rows = {
-        "state": f"{state(view.state.value)}  {MEANING[view.state]}",
-        "node": f"{escape(view.node)} ({view.runtime})",
-        "image": escape(view.spec.image),
-        "environment": escape(view.spec.env),
-        "lease": escape(view.lease_id),
-        "run": escape(view.run_id),
-        "created": f"{view.created_at:%Y-%m-%d %H:%M:%S} UTC, {age(view.created_at)} ago",
-        "started in": f"{view.start_s:.2f} s" if view.start_s is not None else "",
-        "handle": escape(view.handle),
-        "limits": f"{limits.cpus:g} cpus, {size(limits.memory_bytes)}, {limits.pids} processes, "
-        f"/tmp {size(limits.tmpfs_bytes)}",
-        "network": view.spec.network,
-        "notes": notes(view),
-    }
-    out.print(f"[bold]{view.id}[/]")
-    for name, value in rows.items():
-        if value:
-            out.print(f"  {name:<12} {value}")
-    if view.evidence is not None and view.evidence.last_output:
-        out.print("  last output")
-        for line in view.evidence.last_output:
-            out.print(f"    {escape(line)}")
+        print_view(console(), view)
