@@ -69,6 +69,8 @@ class Trajectory:
     started_at_s: float = 0.0
     """Unix seconds."""
     ended_at_s: float = 0.0
+    recoveries: int = 0
+    """How often its sandbox was lost and the episode replayed in another."""
 
     @property
     def generated_tokens(self) -> int:

@@ -200,6 +200,7 @@ class EpisodeRow(Base):
     turn_count: Mapped[int] = mapped_column(Integer)
     generated_tokens: Mapped[int] = mapped_column(BigInteger)
     sandbox_s: Mapped[float] = mapped_column(Float)
+    recoveries: Mapped[int] = mapped_column(Integer, server_default="0")
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
     __table_args__ = (

@@ -434,6 +434,8 @@ class EpisodeRecord(Message):
     turn_count: int = 0
     generated_tokens: int = 0
     sandbox_s: float = 0.0
+    recoveries: int = 0
+    """How often its sandbox was lost and the episode replayed in another."""
     started_at: datetime
     ended_at: datetime
 

@@ -233,6 +233,8 @@ class Rollout(Section):
     """Deadline of the environment's reset."""
     step_s: Seconds = 30.0
     """Deadline of one step of the environment."""
+    recovery_s: Seconds = 60.0
+    """How much longer a reset or a step may take when its sandbox is lost, until the episode is replayed in another."""
     generate_s: Seconds = 300.0
     """Deadline of one answer of the engine; beyond it the run stops."""
     episode_s: Seconds = 1800.0

@@ -24,7 +24,7 @@ from roll_core.engines.base import Engine, SamplingParams
 from roll_core.errors import NoProgress
 from roll_core.rollout.clock import now_s
 from roll_core.rollout.prompting import Prompter
-from roll_core.rollout.sessions import Session, SessionFactory
+from roll_core.rollout.sessions import Session, SessionFactory, recoveries_of
 from roll_core.rollout.work import EpisodeSpec
 from roll_core.types import Generation, Trajectory, Turn
 
@@ -45,6 +45,8 @@ class EpisodeLimits:
     episode_s: float
     """Deadline for everything together; must exceed each of the others."""
     close_s: float = 10.0
+    recovery_s: float = 0.0
+    """How much longer a reset or a step may take, when the sandbox is lost meanwhile and replaced."""
     max_invalid_turns: int = 0
     """In a row, after which the episode is truncated as stuck; 0: no limit."""
 
@@ -74,6 +76,7 @@ class Episode:
         self._sandbox_id = ""
         self._opened_s: float | None = None
         self._sandbox_s = 0.0
+        self._recoveries = 0
         self._started_at_s = time.time()
         self._doing = "open"
 
@@ -99,6 +102,7 @@ class Episode:
             id=spec.id, group_id=spec.group_id, env=self._player.env, task=spec.task, seed=spec.seed,
             init_version=spec.init_version, turns=tuple(self._turns), outcome=outcome, sandbox_id=self._sandbox_id,
             sandbox_s=self._sandbox_s, started_at_s=self._started_at_s, ended_at_s=time.time(),
+            recoveries=self._recoveries,
         )  # fmt: skip
 
     async def _play(self) -> Outcome:
@@ -109,9 +113,13 @@ class Episode:
             session = await self._within("open", opening, limits.open_s)
             self._opened_s = now_s()
             self._sandbox_id = session.sandbox_id
-            reset = session.reset(self.spec.task, self.spec.seed, self._player.env_options or None)
-            observation, info = await self._within("reset", reset, limits.reset_s)
-            return await self._turns_until_the_end(session, observation, info)
+            before = recoveries_of(session)
+            try:
+                reset = session.reset(self.spec.task, self.spec.seed, self._player.env_options or None)
+                observation, info = await self._within("reset", reset, limits.reset_s + limits.recovery_s)
+                return await self._turns_until_the_end(session, observation, info)
+            finally:
+                self._recoveries = recoveries_of(session) - before
         finally:
             await self._give_back(stack)
 
@@ -156,7 +164,8 @@ class Episode:
 
     async def _step(self, session: Session, action: str, before: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         try:
-            return await self._within("step", session.step(action), self._player.limits.step_s)
+            limits = self._player.limits
+            return await self._within("step", session.step(action), limits.step_s + limits.recovery_s)
         except errors.InvalidAction as error:  # the policy's fault: it is told, and the episode goes on
             return error.message, 0.0, False, False, {}
 

@@ -2,7 +2,8 @@
 
 A sandbox belongs to one lease and is never given to another; but its holder may reset the environment in it and play
 again, where the environment's `reset` restores everything an action can change (text games; not a file system). That
-spares a start of a container per episode, the largest cost of short ones.
+spares a start of a container per episode, the largest cost of short ones. A session whose sandbox was lost and
+replaced is as sound as before: only the episode being played was replayed in the other one.
 
 Invariants: one episode at a time in a sandbox; one that ever raised, timed out or was cancelled within a call is never
 played in again; none plays more than ``episodes`` times; all are given back by :meth:`ReusedSessions.close`.
@@ -32,6 +33,10 @@ class _Kept:
     @property
     def sandbox_id(self) -> str:
         return self._session.sandbox_id
+
+    @property
+    def recoveries(self) -> Sequence[Any]:
+        return getattr(self._session, "recoveries", ())
 
     async def reset(
         self, task: str | None = None, seed: int | None = None, options: dict[str, Any] | None = None

@@ -43,6 +43,11 @@ class Session(Protocol):
     async def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> Any: ...
 
 
+def recoveries_of(session: Session) -> int:
+    """How often its sandbox was lost and replaced so far. A session that cannot replace it need not say so."""
+    return len(getattr(session, "recoveries", ()))
+
+
 class SessionFactory(Protocol):
     def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
         """A fresh environment; leaving the context gives it back. Raises errors of ``rock.domain.errors``."""
@@ -58,10 +63,20 @@ class SessionFactory(Protocol):
 
 
 class SdkSessions:
-    """Leases from a running platform."""
+    """Leases from a running platform. A sandbox that is lost is replaced under the episode, where the environment can
+    be replayed; a reset that is unusually slow is raced by a second sandbox."""
 
     def __init__(
-        self, rock: Rock, env: str, *, run_id: str, wait_s: float, ttl_s: float, reset_s: float, step_s: float
+        self,
+        rock: Rock,
+        env: str,
+        *,
+        run_id: str,
+        wait_s: float,
+        ttl_s: float,
+        reset_s: float,
+        step_s: float,
+        recovery_s: float,
     ) -> None:
         self._rock = rock
         self._env = env
@@ -70,6 +85,7 @@ class SdkSessions:
         self._ttl_s = ttl_s
         self._reset_s = reset_s
         self._step_s = step_s
+        self._recovery_s = recovery_s
 
     def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
         return self._rock.env(
@@ -81,6 +97,8 @@ class SdkSessions:
             ttl_s=self._ttl_s,
             reset_timeout_s=self._reset_s,
             step_timeout_s=self._step_s,
+            recovery_timeout_s=self._recovery_s,
+            hedge_reset="auto",
         )
 
     async def tasks(self, split: str) -> Sequence[str]:

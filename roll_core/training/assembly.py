@@ -181,6 +181,7 @@ def make_player(recipe: Recipe, sessions: SessionFactory, engine: Engine, prompt
         step_s=rollout.step_s + _CLOSE_MARGIN_S,
         generate_s=rollout.generate_s,
         episode_s=rollout.episode_s,
+        recovery_s=rollout.recovery_s,
     )
     return Player(recipe.env.name, recipe.env.options, sessions, engine, prompter, sampling, limits)
 

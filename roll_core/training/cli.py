@@ -204,6 +204,7 @@ async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
                 ttl_s=platform.ttl_s,
                 reset_s=recipe.rollout.reset_s,
                 step_s=recipe.rollout.step_s,
+                recovery_s=recipe.rollout.recovery_s,
             )
             sessions = ReusedSessions(leases, recipe.rollout.episodes_per_sandbox)
             reporter = SdkReporter(rock, run_id, outage_s=platform.outage_s)

@@ -56,8 +56,10 @@ class RolloutMeter:
     tokens: int = 0
     generate_s: float = 0.0
     env_s: float = 0.0
+    recoveries: int = 0
 
     def add(self, trajectory: Trajectory) -> None:
+        self.recoveries += trajectory.recoveries
         if isinstance(trajectory.outcome, Void):
             self.voids += 1
             return
@@ -71,7 +73,11 @@ class RolloutMeter:
 
     def values(self) -> dict[str, float]:
         ended = self.counted + self.voids
-        values = {"rollout/episodes": float(self.counted), "rollout/void_rate": self.voids / ended if ended else 0.0}
+        values = {
+            "rollout/episodes": float(self.counted),
+            "rollout/void_rate": self.voids / ended if ended else 0.0,
+            "rollout/recoveries": float(self.recoveries),
+        }
         if self.counted:
             values |= {
                 "rollout/success": self.successes / self.counted,

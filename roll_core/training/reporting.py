@@ -217,6 +217,7 @@ def episode_record(trajectory: Trajectory, booking: Booking, *, phase: Phase, sp
         turn_count=len(trajectory.turns),
         generated_tokens=trajectory.generated_tokens,
         sandbox_s=trajectory.sandbox_s,
+        recoveries=trajectory.recoveries,
         started_at=datetime.fromtimestamp(trajectory.started_at_s, UTC),
         ended_at=datetime.fromtimestamp(trajectory.ended_at_s, UTC),
     )
