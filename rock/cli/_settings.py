@@ -21,6 +21,10 @@ class Settings:
     capacity: int = 0
     """0: what the machine can hold."""
     pools: dict[str, int] = field(default_factory=dict)
+    nodes: int = 0
+    """Nodes as processes of this machine; 0: one in the platform's own."""
+    ray: str = ""
+    """Address of the Ray cluster whose machines become the nodes."""
 
     def platform(self) -> PlatformSettings:
         from rock.cluster.settings import PlatformSettings
@@ -31,6 +35,8 @@ class Settings:
             database=self.database,
             capacity=self.capacity,
             pools=self.pools,
+            nodes=self.nodes,
+            ray=self.ray,
         )
 
     def arguments(self) -> list[str]:
@@ -38,6 +44,10 @@ class Settings:
         argv = ["--home", str(self.home), "--host", self.host, "--port", str(self.port), "--runtime", self.runtime]
         if self.capacity:
             argv += ["--capacity", str(self.capacity)]
+        if self.nodes:
+            argv += ["--nodes", str(self.nodes)]
+        if self.ray:
+            argv += ["--ray", self.ray]
         for name, count in self.pools.items():
             argv += ["--pool", f"{name}={count}"]
         return argv

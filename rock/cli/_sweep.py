@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from rock.cluster.process import end_others
 from rock.cluster.settings import instance_of, run_dir_of
 from rock.domain.errors import RockError
 from rock.runtimes.base import Observed, Runtime
@@ -51,6 +52,7 @@ async def sweep(home: Path) -> int:
     """
     if not (home / "instance").exists():
         return 0
+    await end_others(home, ())  # first: a node that lives would start anew what is removed here
     removed: set[str] = set()
     first_error: RockError | None = None
     async for runtime in usable_runtimes(home):

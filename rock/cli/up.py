@@ -34,6 +34,13 @@ def up(
     pool: Annotated[
         list[str], typer.Option("--pool", metavar="NAME=N", help="Keep N sandboxes of an environment ready.")
     ] = [],  # noqa: B006 - typer copies it
+    nodes: Annotated[
+        int, typer.Option(min=0, max=64, help="Nodes, each a process of its own; 0 for one in the platform's process.")
+    ] = 0,
+    ray: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Make every machine of this Ray cluster a node; auto for the local one."),
+    ] = "",
     home: Annotated[
         Path | None, typer.Option(help="Directory of the platform's state.", envvar="ROCK_HOME", show_default="~/.rock")
     ] = None,
@@ -43,12 +50,17 @@ def up(
     Sandboxes run under Docker, or under bubblewrap where no Docker engine can be used. What an earlier platform of the
     same state directory left running is taken over. If one runs already, this says where and changes nothing.
 
+    With --nodes a node that crashes takes none of the others with it; with --ray sandboxes run on every machine of the
+    cluster, and clients speak to them directly. `rock node list` shows the nodes.
+
     In the foreground, Ctrl-C stops the platform and removes its sandboxes; with -d, `rock down` does. Should the
     platform's process die, a small guardian process starts it again: episodes that are under way go on meanwhile.
 
     Examples:
       rock up -d
       rock up -d --pool alfworld=8
+      rock up -d --nodes 4
+      rock up -d --ray 10.0.0.1:6379
       rock up --port 8000 --runtime bubblewrap --home /data/rock
       ROCK_KEY=$(cat key) rock up -d --host 0.0.0.0
     """
@@ -60,11 +72,21 @@ def up(
     pools = _pools(pool)
     if runtime not in RUNTIMES:
         raise typer.BadParameter(f"{runtime!r} is none of {', '.join(RUNTIMES)}", param_hint="--runtime")
+    if nodes and ray:
+        raise typer.BadParameter("nodes are either processes here or Ray's machines, not both", param_hint="--ray")
     _refuse_open_door(host)
     directory = rock_home(home)
     os.environ["ROCK_HOME"] = str(directory)
     settings = Settings(
-        home=directory, host=host, port=port, runtime=runtime, database=database, capacity=capacity, pools=pools
+        home=directory,
+        host=host,
+        port=port,
+        runtime=runtime,
+        database=database,
+        capacity=capacity,
+        pools=pools,
+        nodes=nodes,
+        ray=ray,
     )
     if GUARDIAN_ENV in os.environ:
         from rock.cli._server import serve

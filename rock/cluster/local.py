@@ -106,23 +106,26 @@ class Platform:
         async with AsyncExitStack() as undo:
             database = await Database.open(database_url(settings.database, settings.home))
             undo.push_async_callback(database.close)
-            chosen = runtime
-            if chosen is None:
-                chosen, why = await choose_runtime(settings.runtime, instance, settings.home, settings.node_name)
-                log.info("runtime=%s because: %s", chosen.name, why)
-            source = await _source(settings, instance, chosen)
+            own = runtime is not None
+            if runtime is None and not settings.ray:
+                runtime, why = await choose_runtime(settings.runtime, instance, settings.home, settings.node_name)
+                log.info("runtime=%s because: %s", runtime.name, why)
+            source = await _source(settings, instance, runtime)
             undo.push_async_callback(source.close, keep_sandboxes=True)
             nodes = await source.open()
             if runtime is None:
-                await _clear_away(settings, instance, chosen.name, {node.name for node in nodes})
+                runtime = make_runtime((await nodes[0].view()).runtime, instance, settings.home)
+                await runtime.close()
+            elif not own:
+                await _clear_away(settings, instance, runtime.name, {node.name for node in nodes})
             config = ControlConfig(instance, dict(settings.pools))
             control = Control(config, database, nodes, catalog or EnvCatalog(settings.home))
             undo.push_async_callback(control.close)
             await control.open()
             source.follow(control.nodes)
             undo.pop_all()
-        log.info("instance=%s runtime=%s database=%s", instance, chosen.name, database.kind)
-        return cls(settings, instance, chosen, database, source, nodes, control)
+        log.info("instance=%s runtime=%s database=%s", instance, runtime.name, database.kind)
+        return cls(settings, instance, runtime, database, source, nodes, control)
 
     async def close(self, *, keep_sandboxes: bool = False) -> None:
         self.control.refuse_claims()
@@ -134,7 +137,12 @@ class Platform:
             await self._database.close()
 
 
-async def _source(settings: PlatformSettings, instance: str, runtime: Runtime) -> NodeSource:
+async def _source(settings: PlatformSettings, instance: str, runtime: Runtime | None) -> NodeSource:
+    """``runtime`` is this machine's; None with Ray, whose machines choose for themselves."""
+    if runtime is None:
+        from rock.cluster.ray import RayNodes
+
+        return RayNodes(settings, instance)
     if not settings.nodes:
         return InProcess(Node(_node_config(settings, instance), runtime))
     await runtime.close()  # each node has its own

@@ -40,6 +40,8 @@ class PlatformSettings:
     node_name: str = "local"
     nodes: int = 0
     """Nodes as processes of this machine; 0: one node in this process."""
+    ray: str = ""
+    """Address of a Ray cluster, each of whose machines becomes a node."""
     alone_s: float = 50.0
     """A node that is a process of its own ends itself, with its sandboxes, when control was away this long."""
     max_starting: int = 4
