@@ -153,6 +153,7 @@ class Rock:
             patience=Patience(reset_timeout_s, step_timeout_s, recovery_timeout_s),
             hedge_reset=hedge_reset,
             reset_times=self._reset_times.setdefault(name, ResetTimes()),
+            report=lambda env, task, why, ago_s: self.report_task_failure(env, task, why, elapsed_s=ago_s),
         )
 
     def sandbox(
@@ -296,7 +297,7 @@ class Rock:
     async def report_task_failure(
         self, env: str, task: str, reason: str, *, elapsed_s: float = 0.0
     ) -> QuarantineView | None:
-        """Say that the environment itself failed at a task, as by an EnvironmentError of ``reset``.
+        """Say that the environment itself failed at a task. Sessions do it for an EnvironmentError of ``reset``.
 
         Args:
             reason: what it said.

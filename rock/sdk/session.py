@@ -8,7 +8,9 @@ is answered; outside its ``async with`` block a session holds nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, RockError
@@ -18,6 +20,12 @@ from rock.sdk.journal import Journal
 from rock.sdk.lease import HeldLease
 from rock.sdk.recovery import LOSSES, Patience, Seat
 from rock.wire.models import LeaseView, RecoveryReport
+
+
+Report = Callable[[str, str, str, float], Awaitable[object]]
+"""Tells the platform that an environment failed at a task: environment, task, reason, seconds since the call began."""
+
+_REPORT_TIMEOUT_S = 2.0
 
 
 class Reset(NamedTuple):
@@ -65,6 +73,7 @@ class EnvSession:
         patience: Patience,
         hedge_reset: Hedge = False,
         reset_times: ResetTimes | None = None,
+        report: Report | None = None,
     ) -> None:
         self._hold = hold
         self.name = name
@@ -76,6 +85,7 @@ class EnvSession:
         self._patience = patience
         self._hedge = hedge_reset
         self._reset_times = reset_times or ResetTimes()
+        self._report = report
         self._journal = Journal()
         self._next_seq: int | None = None
         self._busy = asyncio.Lock()
@@ -137,9 +147,23 @@ class EnvSession:
         async with self._busy:
             self._journal.begin(self.task, self.seed, self.options)
             self._next_seq = 0
-            value = await self._numbered(0, self._reset(timeout_s or self._patience.reset_s))
+            began = time.monotonic()
+            try:
+                value = await self._numbered(0, self._reset(timeout_s or self._patience.reset_s))
+            except EnvironmentFailed as error:
+                await self._tell_of(error, time.monotonic() - began)
+                raise
             self._journal.was_reset(value)
         return Reset(value["observation"], value["info"])
+
+    async def _tell_of(self, error: RockError, elapsed_s: float) -> None:
+        """A task at which its environment fails again and again comes into quarantine; that the platform does not hear
+        of one failure changes nothing for whoever met it."""
+        if self._report is None or not self.task:
+            return
+        with suppress(RockError, TimeoutError):
+            async with asyncio.timeout(_REPORT_TIMEOUT_S):
+                await self._report(self.name, self.task, f"{error.message} {error.cause}".strip(), elapsed_s)
 
     async def step(self, action: Any, *, timeout_s: float | None = None) -> Step:
         """Act once. After DeadlineExceeded the same action may be given again: it acts once all the same.
