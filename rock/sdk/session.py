@@ -21,7 +21,6 @@ from rock.sdk.lease import HeldLease
 from rock.sdk.recovery import LOSSES, Patience, Seat
 from rock.wire.models import LeaseView, RecoveryReport
 
-
 Report = Callable[[str, str, str, float], Awaitable[object]]
 """Tells the platform that an environment failed at a task: environment, task, reason, seconds since the call began."""
 

@@ -373,9 +373,7 @@ class RockSync:
     def clear_quarantine(self, subject: str) -> None:
         self._loop.run(self._inner.clear_quarantine(subject))
 
-    def report_task_failure(
-        self, env: str, task: str, reason: str, *, elapsed_s: float = 0.0
-    ) -> QuarantineView | None:
+    def report_task_failure(self, env: str, task: str, reason: str, *, elapsed_s: float = 0.0) -> QuarantineView | None:
         return self._loop.run(self._inner.report_task_failure(env, task, reason, elapsed_s=elapsed_s))
 
     def events(
