@@ -206,6 +206,7 @@ class Detector:
             if record.state not in HELD:
                 return
             if client is None:
+                record.health.note_probe(False, 0.0, f"{why}; nobody listens any more")
                 await self._fail(record, "guest_lost", why, observed)
                 return
             self.hold(record, client)

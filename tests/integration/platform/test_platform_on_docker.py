@@ -75,7 +75,7 @@ def test_a_paused_container_is_suspected_and_then_given_up(docker_base: str, on_
             assert [v.state.value for v in seen] == ["suspect", "failed", "gone"]
             evidence = seen[-1].evidence
             assert evidence is not None
-            assert evidence.cause == "probe"
+            assert evidence.cause == "paused"
             assert "paused" in evidence.detail
 
     asyncio.run(main())
