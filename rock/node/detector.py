@@ -140,12 +140,13 @@ class Detector:
             health.watch.looked(look)
             now, at = asyncio.get_running_loop().time(), self._attention.now_s
             judgement = health.watch.judge(at, self._patience, strained=self._strain.strained(now))
+            if judgement.verdict is Verdict.ALIVE:
+                return
+            self._suspect(record, judgement.detail)
+            health.look_at = at + self._until_next_look_s(health, look, at)
             if judgement.verdict is Verdict.DEAD:
                 health.note_probe(False, health.watch.silent_s(at), judgement.detail)
                 await self.fail(record, judgement.cause, judgement.detail)
-            elif judgement.verdict is Verdict.SUSPECT:
-                self._suspect(record, judgement.detail)
-                health.look_at = at + self._until_next_look_s(health, look, at)
         finally:
             health.looking = False
 
