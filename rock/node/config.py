@@ -39,6 +39,8 @@ class NodeConfig:
     """Starts for warm pools at most, beside ``max_starting``: what a start costs is paid by the sandboxes that work."""
     max_ready_age_s: float = 3600.0
     """One that waited longer in a pool is replaced: connections, caches and clocks inside it grow stale."""
+    image_check_s: float = 10.0
+    """How often to look whether a waiting image was built anew under its old name."""
     crowded_at: float = 0.85
     """From this share of the machine's memory on, pools keep no more than is configured; see ``full_at``."""
     full_at: float = 0.93

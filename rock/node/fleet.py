@@ -122,7 +122,6 @@ class Fleet:
             pool.sizer.starts.note(start_s)
         pool.last_error = None
         record.start_s = start_s
-        record.image_version = pool.image_version
         record.ready_at = self.clock.now()
         self.move(record, SandboxState.READY)
         self._offer(record, pool)
@@ -275,6 +274,16 @@ class Fleet:
                 continue
             self.pool_of(record).backoff.succeeded()
             self.quarantine.succeeded(record)
+
+    def image_is(self, pool: Pool, version: str) -> list[Record]:
+        """What the image's name stands for now. If that has changed: the ready ones of the old image, to be replaced;
+        the new one is tried afresh."""
+        before, pool.image_version = pool.image_version, version
+        if before is None or before == version:
+            return []
+        pool.backoff.succeeded()
+        self.quarantine.clear(pool.digest, "its image was built anew")
+        return [record for record in pool.ready if record.image_version != version]
 
     def drop_idle_pools(self) -> None:
         """Forget the pools that nobody wants any more and that hold nothing."""

@@ -218,7 +218,7 @@ class Node:
         cleared = self._fleet.quarantine.clear(subject, "somebody cleared it")
         if cleared and (pool := self._fleet.pools.get(subject)) is not None:
             pool.backoff.succeeded()
-            pool.image_checked = False
+            pool.image_version = None
             self._supervisor.wake()
         return cleared
 

@@ -44,6 +44,7 @@ class Record:
     requested_at: float = 0.0
     ready_at: float = 0.0
     image_version: str = ""
+    """What its image's name stood for when it was started."""
     survived: bool = False
     """It has lived long enough to speak for its image."""
     grant: Grant | None = None
@@ -103,9 +104,8 @@ class Pool:
     claims: int = 0
     misses: int = 0
     last_error: RockError | None = None
-    image_checked: bool = False
-    image_version: str = ""
-    """What the image's name meant when it was last looked up; empty if the runtime cannot say."""
+    image_version: str | None = None
+    """What the image's name stood for when it was last looked up; None: it was not, or must be again."""
 
     @classmethod
     def of(cls, spec: SandboxSpec, digest: str, config: NodeConfig, rng: random.Random) -> Pool:

@@ -32,9 +32,9 @@ async def start(
 
     Raises: ImageNotFound, RuntimeUnavailable, InvalidRequest (the runtime's), DiedStarting, DeadlineExceeded.
     """
-    if not pool.image_checked:
-        await runtime.ensure_image(record.spec.image)
-        pool.image_checked = True
+    if pool.image_version is None:
+        pool.image_version = await runtime.ensure_image(record.spec.image)
+    record.image_version = pool.image_version
     await asyncio.to_thread(record.shared_dir.mkdir, parents=True, exist_ok=True)
     try:
         async with asyncio.timeout(timeout_s):

@@ -64,6 +64,7 @@ class Supervisor:
         self._spawn(self.detector.probe())
         self._spawn(self._every(_PACE_EVERY_S, self.detector.check_pace))
         self._spawn(self._every(SAMPLE_EVERY_S, self._measure))
+        self._spawn(self._every(self._config.image_check_s, self._refresh_images))
         self._spawn(self._watch())
 
     async def _measure(self) -> None:
@@ -139,7 +140,7 @@ class Supervisor:
             limit_s = self._config.start_timeout_s
             client = await starting.start(self._runtime, pool, record, limit_s, self._launches)
         except (ImageNotFound, InvalidRequest) as error:
-            pool.image_checked = False
+            pool.image_version = None
             self._fleet.fail(record, await self.detector.evidence(record, None, "start_failed", str(error)), error)
             self._fleet.refuse_waiting(pool, error)
         except (RockError, OSError) as error:
@@ -162,6 +163,16 @@ class Supervisor:
                 pool_error.message, hint=pool_error.hint, cause="\n".join(found.last_output[-5:])
             )
         self._fleet.fail(record, found, pool_error)
+
+    async def _refresh_images(self) -> None:
+        """What waits of an image that was built anew under its old name is replaced."""
+        for pool in list(self._fleet.pools.values()):
+            if pool.ready or self._fleet.quarantine.refuses(pool.digest):
+                with suppress(ImageNotFound):
+                    version = await self._runtime.ensure_image(pool.spec.image)
+                    for record in self._fleet.image_is(pool, version):
+                        self.release(record)
+                    self.wake()
 
     def release(self, record: Record) -> None:
         self._fleet.release(record)

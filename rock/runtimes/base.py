@@ -56,8 +56,9 @@ class Runtime(Protocol):
 
     async def check(self) -> Availability: ...
 
-    async def ensure_image(self, image: str) -> None:
-        """Raises ImageNotFound (with what to do) unless sandboxes of ``image`` can be started now."""
+    async def ensure_image(self, image: str) -> str:
+        """What the image's name stands for now: changes when it is built anew under the same name; empty where a name
+        never changes its meaning. Raises ImageNotFound (with what to do) unless sandboxes of it can be started now."""
         ...
 
     async def start(self, sandbox_id: str, spec: SandboxSpec, shared_dir: Path) -> str:

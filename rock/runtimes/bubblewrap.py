@@ -86,8 +86,9 @@ class BubblewrapRuntime:
     async def check(self) -> Availability:
         return await self._in_thread(check_bubblewrap)
 
-    async def ensure_image(self, image: str) -> None:
-        await self._in_thread(lambda: self._bundle(image) and None)
+    async def ensure_image(self, image: str) -> str:
+        await self._in_thread(lambda: self._bundle(image))
+        return ""  # a bundle's name holds the digest of what is in it
 
     async def start(self, sandbox_id: str, spec: SandboxSpec, shared_dir: Path) -> str:
         return await self._in_thread(lambda: self._start(sandbox_id, spec, shared_dir))

@@ -75,8 +75,8 @@ class DockerRuntime:
     async def check(self) -> Availability:
         return await self._in_thread(check_docker, self._base_url)
 
-    async def ensure_image(self, image: str) -> None:
-        await self._call(self._ensure_image, image)
+    async def ensure_image(self, image: str) -> str:
+        return await self._call(self._ensure_image, image)
 
     async def start(self, sandbox_id: str, spec: SandboxSpec, shared_dir: Path) -> str:
         return await self._call(self._start, sandbox_id, spec, shared_dir)
@@ -123,9 +123,9 @@ class DockerRuntime:
                 self._client = new_client(self._base_url, _CALL_TIMEOUT_S)
             return self._client
 
-    def _ensure_image(self, image: str) -> None:
+    def _ensure_image(self, image: str) -> str:
         try:
-            self._api().inspect_image(image)
+            return str(self._api().inspect_image(image)["Id"])
         except NotFound as error:
             raise image_not_found(image) from error
 

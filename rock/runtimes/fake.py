@@ -123,6 +123,8 @@ class FakeRuntime:
         self.env_factory = env_factory
         self.loop = Loop(own_signals=False)
         self.starts = 0
+        self.image_versions: dict[str, str] = {}
+        """What ``ensure_image`` answers: change it, and the image was built anew."""
         self._sandboxes: dict[str, FakeSandbox] = {}
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Queue[RuntimeEvent]]] = set()
         self._thread = threading.Thread(target=self.loop.run, name="fake-runtime", daemon=True)
@@ -133,10 +135,11 @@ class FakeRuntime:
             return Availability(False, self.faults.unavailable, "Clear Faults.unavailable.")
         return Availability(True, "fake runtime: no isolation, for tests only")
 
-    async def ensure_image(self, image: str) -> None:
+    async def ensure_image(self, image: str) -> str:
         self._require_available()
         if image in self.faults.missing_images:
             raise ImageNotFound(f"no image {image!r}", hint="Remove it from Faults.missing_images.")
+        return self.image_versions.get(image, "")
 
     async def start(self, sandbox_id: str, spec: SandboxSpec, shared_dir: Path) -> str:
         await self.ensure_image(spec.image)
