@@ -40,6 +40,7 @@ new episode at any time. A request that is refused does not use up its number. A
 ``sandbox-lost`` the episode is void: every step gives the same error until the next reset. ``env.call`` has no number;
 after ``sandbox-lost`` it too is refused until then. An env process that dies is started anew at once (``loading``), so
 that the reset finds it loaded; one that dies again and again, or before it was usable, stays ``dead`` until a reset.
+One that a signal has stopped is ended, as having died, at the second ping that finds it so.
 
 With ``--orphan-after SECONDS`` a guest to whom nobody from outside has been connected for so long ends itself.
 

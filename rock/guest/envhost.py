@@ -20,7 +20,7 @@ import traceback
 
 from rock.guest.errors import GuestError
 from rock.guest.loop import Loop, Writer
-from rock.guest.processes import kill_started
+from rock.guest.processes import is_stopped, kill_started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
 READY, VALUE, ENDED, ERROR = b"r", b"v", b"e", b"x"
 _CAUSE_LINES = 20
 _CLOSE_GRACE_S = 2.0
+# A stopped process will not answer. Not at once: whoever stopped it may let it go on in the same breath.
+_STOPPED_FOR_S = 0.4
 
 
 class EnvProcess:
@@ -51,6 +53,7 @@ class EnvProcess:
         self._done: Any = None
         self._asked_at = 0.0
         self._oom_kills = 0
+        self._stopped_at: Any = None
         self._on_stopped: Any = None
         self._close_timer: Any = None
         self.pid = 0
@@ -77,6 +80,7 @@ class EnvProcess:
         self._writer = Writer(self._loop, ours.fileno())
         self._buffer.clear()
         self.state, self.death, self.was_ready = "loading", None, False
+        self._stopped_at = None
         self._loop.add_reader(ours.fileno(), self._readable)
         self._loop.add_reader(out_r, self._output)
         self._loop.on_exit(pid, lambda code: self._exited(pid, code))
@@ -86,6 +90,15 @@ class EnvProcess:
         self._done = done
         self._asked_at = time.monotonic()
         self._writer.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")
+
+    def check(self) -> None:
+        """End a process that was stopped by a signal, as one that died; to be called again and again."""
+        if self.state not in ("loading", "ready") or not is_stopped(self.pid):
+            self._stopped_at = None
+        elif self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+        elif time.monotonic() - self._stopped_at >= _STOPPED_FOR_S:
+            kill_started(self.pid)
 
     def stop(self, graceful: bool, then: Any = None) -> None:
         """End the process: let the environment close first if ``graceful``, for at most 2 s."""
@@ -167,6 +180,8 @@ class EnvProcess:
         how = "exited by signal %d" % -code if code < 0 else "exited with code %d" % code
         if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
             how += " (out of memory: the sandbox reached its limit)"
+        if self._stopped_at is not None:
+            how += " (after something had stopped it)"
         tail = "\n".join(self._log.lines(_CAUSE_LINES))
         self.death = GuestError(
             "sandbox-lost",

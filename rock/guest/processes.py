@@ -19,6 +19,15 @@ def now_ticks() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S)
 
 
+def is_stopped(pid: int) -> bool:
+    """By a signal; not by a debugger."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
 def children_of(pid: int) -> set[Any]:
     """The children of a process, quickly; empty where the kernel has no such list."""
     try:

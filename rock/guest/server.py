@@ -185,7 +185,10 @@ class Server:
         }
 
     def _ping(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
-        busy_s = self.env.busy_s if self.env is not None else 0.0
+        busy_s = 0.0
+        if self.env is not None:
+            self.env.check()
+            busy_s = self.env.busy_s
         value: dict[str, Any] = {"t": time.monotonic(), "env": self.env_state, "busy_s": round(busy_s, 6)}
         if self.steps.count:
             value["steps"] = self.steps.summary()

@@ -112,6 +112,7 @@ class Adoption:
         shared_dir = self.config.run_dir / seen.sandbox_id
         record = Record(seen.sandbox_id, spec, shared_dir, state, created_at, datetime.now(UTC))
         record.handle = seen.handle
+        record.health.oom_kills = seen.oom_kills  # told by the process that was here before
         return record
 
     async def _prove(self, record: Record) -> None:

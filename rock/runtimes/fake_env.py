@@ -62,6 +62,9 @@ class InlineEnv:
     def busy_s(self) -> float:
         return time.monotonic() - self._asked_at if self._done is not None else 0.0
 
+    def check(self) -> None:
+        """Nothing here can be stopped alone."""
+
     def start(self) -> None:
         self._env = self._factory()
         self._steps = 0

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_an_environment_that_dies_idle_is_loaded_again_before_it_is_asked_for(to
         assert (await until_env(client, "ready"))["env_deaths"] == 1
         assert await client.call("env.call", method="echo", args={"a": 1}) == {"value": {"a": 1}}  # nothing was lost
         assert (await reset(client))["info"]["pid"] != child.pid
+
+    talk(toy_guest, conversation)
+
+
+def test_a_stopped_environment_is_ended_and_started_anew(toy_guest: Any) -> None:
+    async def conversation(client: GuestClient) -> None:
+        pid = (await reset(client))["info"]["pid"]
+        stepping = asyncio.create_task(client.call("env.step", seq=1, action="sleep 1000"))
+        os.kill(pid, signal.SIGSTOP)
+
+        async def died() -> bool:
+            return "something had stopped it" in (await client.call("ping")).get("env_cause", "")
+
+        await until_async(died, "the guest has ended it")
+        with pytest.raises(SandboxLost):
+            await stepping
+        await reset(client)
 
     talk(toy_guest, conversation)
 

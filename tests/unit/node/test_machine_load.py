@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import psutil
 import pytest
 
-from rock.node.load import CpuMeter
+from rock.node.load import CpuMeter, HostMeter
 
 
 class Clock:
@@ -58,3 +61,19 @@ def test_it_reads_this_machine() -> None:
     meter._total_s -= 1000.0
     meter.sample()
     assert 0.0 <= meter.percent <= 100.0
+
+
+def test_the_pressure_is_this_machines_in_shares(tmp_path: Path) -> None:
+    meter = HostMeter(tmp_path)
+    asyncio.run(meter.sample())
+    pressure = meter.pressure
+    assert 0.0 < pressure.memory < 1.0
+    assert 0.0 < pressure.disk <= 1.0
+    assert 0.0 <= pressure.cpu <= 1.0
+    assert pressure.load_per_cpu >= 0.0
+
+
+def test_a_directory_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    meter = HostMeter(tmp_path / "gone")
+    asyncio.run(meter.sample())
+    assert meter.pressure.disk == 0.0
