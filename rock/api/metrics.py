@@ -48,7 +48,7 @@ def _node_metrics(nodes: list[NodeView]) -> list[Metric]:
         claims.add_metric([node.name], node.claims)
         failures.add_metric([node.name], node.failures)
         for pool in node.pools:
-            for what in ("target", "ready", "starting"):
+            for what in ("target", "level", "ready", "starting", "waiting"):
                 pools.add_metric([node.name, pool.image, pool.digest, what], getattr(pool, what))
     return [sandboxes, healthy, capacity, claims, failures, pools]
 

@@ -72,7 +72,7 @@ class Member:
             ready=max(0, ready - self.placed[digest]),
             pressure=max(view.cpu_percent / 100, memory),
             slowness=self.slowness,
-            last_resort=last_resort,
+            last_resort=last_resort or digest in view.quarantined,
         )
 
     def described(self, now: float) -> NodeView:

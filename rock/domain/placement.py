@@ -26,7 +26,7 @@ class NodeLoad:
     slowness: float = 1.0
     """How many times slower than the others its steps are."""
     last_resort: bool = False
-    """Ejected, or on trial with as many leases as it may have: better than nothing."""
+    """Ejected, on trial with as many leases as it may have, or refusing this image: better than nothing."""
 
     @property
     def load(self) -> float:
