@@ -27,6 +27,7 @@ from rock.sdk import (
     SandboxView,
     TurnRecord,
 )
+from rock.wire.models import ProbeResult
 
 MAX_POINTS = 600  # per line: more than a 1280 px screen can tell apart
 NOW_STEPS = 10  # "now" is the mean of this many last steps
@@ -151,10 +152,35 @@ def failures(sandboxes: Iterable[SandboxView], events: Iterable[EventView]) -> l
         if e.exit_code is not None:
             facts.append(("exit code", str(e.exit_code)))
         facts.append(("killed for memory", "yes" if e.oom_killed else "no"))
+        if e.detected_after_s is not None:
+            facts.append(("seen after", text.duration(e.detected_after_s)))
+        if e.pressure is not None:
+            p = e.pressure
+            busy = f"CPU {p.cpu:.0%}, memory {p.memory:.0%}, disk {p.disk:.0%}, load per CPU {p.load_per_cpu:.1f}"
+            facts.append(("the machine then", busy))
+        if e.probes:
+            facts.append(("last probes", ", ".join(_probe(probe) for probe in e.probes)))
         facts += [("image", s.spec.image), ("environment", s.spec.env or NO_ENV), ("lease", s.lease_id or text.NOTHING)]
         at = seen.at if seen else s.changed_at
         found[s.id] = Failure(at, s.id, s.node, s.run_id, e.cause, e.detail, tuple(facts), e.last_output)
     return sorted(found.values(), key=lambda f: text.utc(f.at), reverse=True)
+
+
+def _probe(probe: ProbeResult) -> str:
+    return f"{1000 * probe.latency_s:.0f} ms" if probe.ok else f"none in {probe.latency_s:.1f} s"
+
+
+HEALED = {"lease.recovered": "resumed", "lease.diverged": "diverged", "lease.lost": "lost"}
+"""Kinds of events that tell how the loss of a leased sandbox ended, and the word for it."""
+
+
+def healing(events: Iterable[EventView], since: datetime) -> dict[str, int]:
+    """How many losses of leased sandboxes after ``since`` ended how."""
+    counts = dict.fromkeys(HEALED.values(), 0)
+    for event in events:
+        if event.kind in HEALED and text.utc(event.at) >= text.utc(since):
+            counts[HEALED[event.kind]] += 1
+    return counts
 
 
 def pool_frame(nodes: Iterable[NodeView]) -> pd.DataFrame:

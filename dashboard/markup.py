@@ -7,15 +7,17 @@ programs nobody vouches for. Colours come from the style sheet's variables, so a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from html import escape
 
 from dashboard import text
 from dashboard.frames import Account, Failure, ending
-from dashboard.palette import LEDGER_TONES, OUTCOME_TONES, SANDBOX_TONES, Tone
+from dashboard.palette import LEDGER_TONES, OUTCOME_TONES, SANDBOX_TONES, STANDING_TONES, Tone
 from dashboard.sentences import Sentence
+from rock.domain.nodes import NodeStanding
 from rock.domain.sandbox import MEANING
-from rock.sdk import EpisodeRecord, NodeView, SandboxState, TurnRecord
+from rock.sdk import EpisodeRecord, NodeView, QuarantineView, SandboxState, TurnRecord
 
 LONG_TEXT = 1400  # characters; a longer observation is folded
 
@@ -79,16 +81,19 @@ def gauge(label: str, share: float, value: str, tone: Tone = Tone.POLICY) -> str
 def node_card(node: NodeView, uptime: str) -> str:
     used = sum(n for state, n in node.sandboxes.items() if state not in {SandboxState.GONE, SandboxState.FAILED})
     memory = node.memory_used_bytes / node.memory_total_bytes if node.memory_total_bytes else 0.0
-    chip = _chip("healthy", Tone.GOOD) if node.healthy else _chip("unhealthy", Tone.BAD)
-    detail = f'<p class="rk-note rk-ink-bad">{escape(node.detail)}</p>' if node.detail and not node.healthy else ""
+    chip = _node_chip(node)
+    why = node.standing_detail or (node.detail if not node.healthy else "")
+    detail = f'<p class="rk-note rk-ink-bad">{escape(why)}</p>' if why and chip != _UP else ""
     pools = "".join(
         f"<tr><td>{escape(p.env or p.image)}</td>"
-        f"<td>{f'{p.ready}/{p.target}' if p.target else text.NOTHING}</td><td>{p.starting}</td>"
+        f"<td>{f'{p.ready}/{max(p.level, p.target)}' if p.target else text.NOTHING}</td><td>{p.starting}</td>"
+        f"<td>{p.waiting}</td>"
         f"<td>{p.claims:,}</td><td>{p.misses:,}</td></tr>"
         for p in node.pools
     )
     table = (
-        '<table class="rk-table"><thead><tr><th>warm pool</th><th>ready</th><th>starting</th><th>claims</th>'
+        '<table class="rk-table"><thead><tr><th>warm pool</th><th>ready</th><th>starting</th>'
+        '<th title="claims that wait for a sandbox now">waiting</th><th>claims</th>'
         '<th title="claims that found no ready sandbox and had to wait for a start">misses</th></tr></thead>'
         f"<tbody>{pools}</tbody></table>"
         if pools
@@ -102,6 +107,26 @@ def node_card(node: NodeView, uptime: str) -> str:
         + gauge("CPU", node.cpu_percent / 100, f"{node.cpu_percent:.0f}%")
         + gauge("memory", memory, f"{text.size(node.memory_used_bytes)} of {text.size(node.memory_total_bytes)}")
         + f"{table}</div>"
+    )
+
+
+def _node_chip(node: NodeView) -> str:
+    if node.standing is NodeStanding.UP:
+        return _UP if node.healthy else _chip("unhealthy", Tone.BAD)
+    return _chip(node.standing.value, STANDING_TONES[node.standing])
+
+
+def quarantine_table(held: Iterable[QuarantineView], when: Callable[[datetime], str]) -> str:
+    """What is refused until somebody clears it, each with the command that does."""
+    rows = "".join(
+        f"<tr><td>{_chip(q.kind, Tone.VOID)}</td><td>{escape(q.name)}</td><td>{q.failures:,}</td>"
+        f"<td>{escape(when(q.since))}</td><td>{escape(q.reason)}</td>"
+        f"<td><code>rock quarantine clear {escape(q.subject)}</code></td></tr>"
+        for q in held
+    )
+    return (
+        '<table class="rk-table"><thead><tr><th>what</th><th>name</th><th>failures</th><th>since</th><th>why</th>'
+        f"<th>to try it again</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
@@ -120,6 +145,9 @@ def failure_item(failure: Failure, when: str) -> str:
 
 def _chip(label: str, tone: Tone) -> str:
     return f'<span class="rk-chip rk-{tone}">{escape(label)}</span>'
+
+
+_UP = _chip("up", Tone.GOOD)
 
 
 # --- run -------------------------------------------------------------------------------------------------------------

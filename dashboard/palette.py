@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from rock.domain.nodes import NodeStanding
 from rock.sdk import LedgerState, SandboxState
 
 Theme = Literal["light", "dark"]
@@ -60,6 +61,15 @@ SANDBOX_TONES: dict[SandboxState, Tone] = {
     SandboxState.RELEASED: Tone.FAINT,
     SandboxState.FAILED: Tone.BAD,
     SandboxState.GONE: Tone.FAINT,
+}
+
+STANDING_TONES: dict[NodeStanding, Tone] = {
+    NodeStanding.UP: Tone.GOOD,
+    NodeStanding.SUSPECT: Tone.VOID,
+    NodeStanding.DEAD: Tone.BAD,
+    NodeStanding.EJECTED: Tone.VOID,
+    NodeStanding.CORDONED: Tone.NEUTRAL,
+    NodeStanding.DRAINING: Tone.NEUTRAL,
 }
 
 LEDGER_TONES: dict[LedgerState, Tone] = {

@@ -6,7 +6,7 @@ silence of the trainer is said to be silence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +16,7 @@ from dashboard import text
 from dashboard.frames import NOW_STEPS, Interval, Series, before_after, state_counts
 from dashboard.palette import Tone
 from dashboard.source import Reading
+from rock.domain.nodes import NodeStanding
 from rock.sdk import (
     EventView,
     Health,
@@ -34,7 +35,7 @@ SILENT_STEPS = 6.0
 PACE_STEPS = 20  # steps from which the time left is estimated
 VOID_WORRIES = 0.05  # above it, the platform rather than the policy decides what is learned from
 
-INCIDENTS = frozenset({"sandbox.failed", "lease.expired", "node.down"})
+INCIDENTS = frozenset({"sandbox.failed", "lease.expired", "node.down", "control.restarted", "quarantine.added"})
 ACTIVE: frozenset[RunStatus] = frozenset({"starting", "warm_start", "evaluating", "training"})
 
 DOING: dict[RunStatus, str] = {
@@ -53,6 +54,10 @@ TONES: dict[RunStatus, Tone] = {
     "interrupted": Tone.VOID,
     "stopped": Tone.NEUTRAL,
 }
+
+
+_SICK = frozenset({NodeStanding.SUSPECT, NodeStanding.DEAD, NodeStanding.EJECTED})
+_RESTING = frozenset({NodeStanding.CORDONED, NodeStanding.DRAINING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +237,8 @@ def fleet_sentence(
     """The fleet in one sentence. ``recent_failures`` are those of ``window``, for example ``the last hour``."""
     if not nodes:
         return Sentence(Tone.BAD, "The platform runs but has no node: nothing can be started.")
-    sick = [n.name for n in nodes if not n.healthy]
+    sick = [n.name for n in nodes if not n.healthy or n.standing in _SICK]
+    resting = [n.name for n in nodes if n.standing in _RESTING]
     counts = state_counts(sandboxes)
     living = sum(counts.values())
     suspect = counts.get(SandboxState.SUSPECT, 0)
@@ -241,6 +247,7 @@ def fleet_sentence(
         f"{text.plural(len(nodes), 'node')} up"
         if not sick
         else f"{len(sick)} of {len(nodes)} nodes unhealthy ({', '.join(sick)})",
+        f"{', '.join(resting)} taken out by an operator" if resting else "",
         f"{text.plural(living, 'sandbox', 'sandboxes')} alive",
         f"{leased:,} at work, {counts.get(SandboxState.READY, 0):,} ready",
         f"{suspect:,} not answering" if suspect else "",
@@ -253,6 +260,21 @@ def fleet_sentence(
         f" Platform degraded: {health.detail}" if health is not None and health.status != "ok" and health.detail else ""
     )
     return Sentence(tone, "; ".join(p for p in parts if p) + "." + end)
+
+
+def healing_sentence(counts: Mapping[str, int], window: str) -> str:
+    """What became of the leases whose sandbox died. ``counts``: by :data:`dashboard.frames.HEALED`'s words."""
+    total = sum(counts.values())
+    if not total:
+        return f"no leased sandbox was lost in {window}"
+    said = {
+        "resumed": f"{counts['resumed']:,} went on in another sandbox where they were",
+        "diverged": f"{counts['diverged']:,} did not replay the same and are void",
+        "lost": f"{counts['lost']:,} could not be replaced and are void",
+    }
+    return f"{text.plural(total, 'loss', 'losses')} in {window}: " + ", ".join(
+        words for kind, words in said.items() if counts[kind]
+    )
 
 
 def staleness_sentence(reading: Reading[object], url: str, now: datetime) -> Sentence | None:

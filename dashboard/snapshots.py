@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dashboard.frames import metric_frame
+from dashboard.frames import HEALED, metric_frame
 from rock.sdk import (
     EpisodePage,
     EventView,
@@ -18,6 +18,7 @@ from rock.sdk import (
     LedgerView,
     MetricPoint,
     NodeView,
+    QuarantineView,
     Rock,
     RunView,
     SandboxState,
@@ -41,18 +42,20 @@ class Fleet:
     """Those that failed, with their evidence: as many as the platform keeps at hand."""
     events: Sequence[EventView]
     failure_events: Sequence[EventView]
+    healing: Sequence[EventView]
+    """How the losses of leased sandboxes ended, newest first."""
+    quarantine: Sequence[QuarantineView]
 
 
 async def fleet(rock: Rock, _: Fleet | None) -> Fleet:
-    health, nodes, sandboxes, failed, events, failure_events = await asyncio.gather(
-        rock.health(),
-        rock.nodes(),
-        rock.sandboxes(),
-        rock.sandboxes(state=SandboxState.FAILED),
-        rock.events(limit=EVENTS),
-        rock.events(limit=EVENTS, kind="sandbox.failed"),
-    )
-    return Fleet(health, nodes, sandboxes, failed, events, failure_events)
+    of_machines = asyncio.gather(rock.health(), rock.nodes(), rock.quarantine())
+    of_sandboxes = asyncio.gather(rock.sandboxes(), rock.sandboxes(state=SandboxState.FAILED))
+    kinds = ("", "sandbox.failed", *HEALED)
+    of_events = asyncio.gather(*(rock.events(limit=EVENTS, kind=kind or None) for kind in kinds))
+    (health, nodes, quarantine), (living, failed), events = await asyncio.gather(of_machines, of_sandboxes, of_events)
+    latest, failures, *healing = events
+    healed = sorted((e for some in healing for e in some), key=lambda e: (e.at, e.id), reverse=True)
+    return Fleet(health, nodes, living, failed, latest, failures, healed, quarantine)
 
 
 async def runs(rock: Rock, _: list[RunView] | None) -> list[RunView]:

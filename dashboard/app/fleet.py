@@ -9,12 +9,13 @@ import streamlit as st
 from dashboard import frames, markup, snapshots, text
 from dashboard.app import common
 from dashboard.palette import SANDBOX_TONES
-from dashboard.sentences import fleet_sentence
+from dashboard.sentences import fleet_sentence, healing_sentence
 from dashboard.snapshots import Fleet
 from dashboard.source import Reading
 from rock.sdk import SandboxState
 
 FAILURES_SHOWN = 12
+HEALED_SHOWN = 50
 OVER = frozenset({SandboxState.FAILED, SandboxState.GONE})  # shown as failures, or not at all
 RECENT = timedelta(hours=1)
 STATE_TONES = {state.value: tone for state, tone in SANDBOX_TONES.items()}
@@ -46,6 +47,8 @@ def live() -> None:
         _nodes(fleet)
     with right:
         _failures(failures)
+    _quarantine(fleet)
+    _healing(fleet)
     _sandboxes(reading)
     _events(fleet)
 
@@ -69,6 +72,31 @@ def _failures(failures: list[frames.Failure]) -> None:
         return
     now = common.now()
     st.html("".join(markup.failure_item(f, text.clock(f.at, now)) for f in shown))
+
+
+def _quarantine(fleet: Fleet) -> None:
+    if not fleet.quarantine:
+        return
+    st.html(markup.heading("Quarantine", "what failed again and again, and is refused until somebody clears it"))
+    now = common.now()
+    st.html(markup.quarantine_table(fleet.quarantine, lambda at: text.clock(at, now)))
+
+
+def _healing(fleet: Fleet) -> None:
+    now = common.now()
+    st.html(markup.heading("Healing", healing_sentence(frames.healing(fleet.healing, now - RECENT), "the last hour")))
+    if not fleet.healing:
+        return
+    frame = frames.event_frame(fleet.healing[:HEALED_SHOWN], now)
+    frame = frame.drop(columns=[c for c in ("node", "run") if not frame[c].astype(bool).any()])
+    st.dataframe(
+        frame,
+        hide_index=True,
+        width="stretch",
+        height=min(38 + 35 * len(frame), 250),
+        key="healing",
+        column_config={"detail": st.column_config.TextColumn(width="large")},
+    )
 
 
 def _sandboxes(reading: Reading[Fleet]) -> None:
