@@ -21,7 +21,7 @@ from rock.domain import errors
 from rock.domain.errors import Fault, RockError
 from rock.domain.outcome import Completed, Outcome, Truncated, Void, VoidCause
 from roll_core.engines.base import Engine, SamplingParams
-from roll_core.errors import NoProgress
+from roll_core.errors import EngineDead, NoProgress
 from roll_core.rollout.clock import now_s
 from roll_core.rollout.prompting import Prompter
 from roll_core.rollout.sessions import Session, SessionFactory, recoveries_of
@@ -176,18 +176,28 @@ class Episode:
         seed = (self.spec.sampling_seed + 0x9E3779B1 * turn) % 2**31
         params = replace(self._player.sampling, max_tokens=max_tokens, seed=seed)
         self._doing = "generate"
+        # A task of its own, so that a cancelled episode can still be told what was sampled for it.
+        request = asyncio.ensure_future(engine.generate(request_id, sequence, params, session=self.spec.id))
         try:
             async with asyncio.timeout(self._player.limits.generate_s):
-                return await engine.generate(request_id, sequence, params, session=self.spec.id)
+                return await asyncio.shield(request)
         except TimeoutError as error:
+            request.cancel()
             raise NoProgress(
                 f"the engine did not finish {request_id} within {self._player.limits.generate_s:g} s; its state: "
                 f"{engine.stats()}. Raise rollout.generate_s if the engine is only slow."
             ) from error
         except asyncio.CancelledError:
-            with contextlib.suppress(asyncio.CancelledError):
-                await engine.abort(request_id)
+            await self._abort(request_id, request)
             raise
+
+    async def _abort(self, request_id: str, request: asyncio.Future[Generation]) -> None:
+        """End the generation and keep what it had sampled: the account is charged for it."""
+        with contextlib.suppress(asyncio.CancelledError, TimeoutError, EngineDead):
+            async with asyncio.timeout(self._player.limits.close_s):
+                await self._player.engine.abort(request_id)
+                partial = await request
+                self._turns.append(Turn((), partial, "", "", "", valid=False))
 
     async def _within(self, doing: str, wait: Awaitable[T], deadline_s: float) -> T:
         self._doing = doing
