@@ -159,8 +159,9 @@ class HeldLease:
                     retry_s=every_s,
                 )
             except (LeaseExpired, NotFound, StaleEpoch, SandboxLost) as error:
+                explain = self._given_up if self.recovers else self._explain
                 self.over = True
-                self.lost = await self._explain(lease, error)
+                self.lost = await explain(self.view, error)
                 await self._hang_up()  # whatever waits on it fails now
             except RockError as error:
                 # No answer says nothing about the sandbox; the data plane goes on without the control plane.
@@ -191,6 +192,19 @@ class HeldLease:
     async def _explain(self, lease: LeaseView, found: RockError) -> SandboxLost:
         """The loss as the platform knows it: the cause and last words kept with the sandbox."""
         error = _loss(lease, await self.ended_sandbox(lease.sandbox_id), found)
+        error.__cause__ = found
+        return error
+
+    async def _given_up(self, lease: LeaseView, found: RockError) -> SandboxLost:
+        """Why the platform found no other sandbox, with the last words of the one that was lost."""
+        seen = await self.ended_sandbox(lease.sandbox_id)
+        error = SandboxLost(
+            f"{found.message}.",
+            hint="The episode is void; take a new lease and play it again.",
+            cause="\n".join(seen.evidence.last_output)
+            if seen is not None and seen.evidence is not None
+            else found.cause,
+        )
         error.__cause__ = found
         return error
 
@@ -238,7 +252,7 @@ class HeldLease:
             )
         except (LeaseExpired, NotFound, SandboxLost) as error:
             self.over = True
-            self.lost = await self._explain(lease, error)
+            self.lost = await self._given_up(lease, error)
             raise again(self.lost) from error
         except RockError as error:
             raise Recovering(

@@ -56,6 +56,11 @@ class Seat:
         self._telling: set[asyncio.Task[None]] = set()
         held.on_loss = self._lost_between_calls
 
+    async def open(self) -> None:
+        """Take the lease. Raises what :meth:`HeldLease.open` does."""
+        self._behind = False
+        await self.held.open()
+
     async def close(self) -> None:
         """Give the sandbox back at once, whatever is under way."""
         if self._healing is not None:

@@ -115,9 +115,9 @@ class EnvSession:
         CapacityExceeded (platform: no sandbox within ``wait_s``), RuntimeUnavailable, PlatformUnavailable,
         SandboxLost (platform).
         """
-        self._journal = Journal()
-        self._seat = self._another_seat()
-        await self._seat.held.open()
+        self._journal.begin(self.task, self.seed, self.options)
+        self._next_seq = None
+        await self._seat.open()
 
     async def close(self) -> None:
         """Give the sandbox back; it is removed. Again, or without a lease, it does nothing. Never takes longer than
@@ -276,7 +276,7 @@ class EnvSession:
             task.add_done_callback(self._leaving.discard)
 
     async def _open_and_reset(self, seat: Seat, timeout_s: float) -> dict[str, Any]:
-        await seat.held.open()
+        await seat.open()
         return await self._reset_in(seat, timeout_s)
 
     def _another_seat(self) -> Seat:

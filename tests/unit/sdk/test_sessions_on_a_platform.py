@@ -142,7 +142,7 @@ def test_a_frozen_sandbox_is_told_by_the_heartbeat_long_before_the_time_out(serv
             with pytest.raises(SandboxLost) as caught:
                 await env.step("go")
             assert time.monotonic() - begin < 15
-            assert "probe" in caught.value.message or "silent" in caught.value.message, caught.value.message
+            assert "did not answer" in caught.value.message, caught.value.message
 
     asyncio.run(main())
 
@@ -234,10 +234,10 @@ def test_episodes_go_on_while_the_control_plane_is_away(serving: Serving) -> Non
             await env.reset()
             # As if the platform had gone: every request fails from here on, the sandbox's socket still answers.
             async with Rock("http://127.0.0.1:1", retry_s=0) as nobody:
-                kept, env._held._transport = env._held._transport, nobody._transport
+                kept, env._seat.held._transport = env._seat.held._transport, nobody._transport
                 served.platform.control.leases.heartbeat(env.lease.id)
                 assert (await env.step("go")).observation == "step 1: go"
-                env._held._transport = kept
+                env._seat.held._transport = kept
 
     asyncio.run(main())
 
@@ -246,7 +246,7 @@ def test_the_gateway_serves_where_the_socket_cannot_be_reached(serving: Serving)
     async def main() -> None:
         async with serving() as served, served.client() as rock:
             session = rock.env("toy", task="3")
-            take = session._held._take
+            take = session._seat.held._take
 
             async def elsewhere() -> Any:
                 lease = await take()
@@ -255,7 +255,7 @@ def test_the_gateway_serves_where_the_socket_cannot_be_reached(serving: Serving)
                     update={"endpoint": lease.endpoint.model_copy(update={"socket_path": "/nonexistent"})}
                 )
 
-            session._held._take = elsewhere  # type: ignore[method-assign]
+            session._seat.held._take = elsewhere  # type: ignore[method-assign]
             async with session as env:
                 await env.reset()
                 assert (await env.step("go")).observation == "step 1: go"
@@ -392,7 +392,7 @@ def test_what_waits_in_the_pool_stays_untouched(serving: Serving) -> None:
             async def waiting() -> list[Any]:
                 return await rock.sandboxes(state="ready")
 
-            (ready,) = await until(waiting)
+            ready, *_ = await until(waiting)
             with pytest.raises(Conflict, match="not leased") as refused:
                 await rock.exec(ready.id, ["echo", "hi"])
             assert "rock sandbox create" in refused.value.hint

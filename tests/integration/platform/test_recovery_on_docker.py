@@ -1,0 +1,102 @@
+"""Real containers lost under an episode: the trace is that of an undisturbed one, and nothing is left of the lost."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rock.api.app import create_app
+from rock.api.server import serve
+from rock.cluster.local import Platform
+from rock.cluster.settings import PlatformSettings
+from rock.runtimes.building import build_environment
+from rock.runtimes.bundles import EnvCatalog
+from rock.sdk import EnvSession, Rock
+
+pytestmark = pytest.mark.docker
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "envs"
+STEPS = 12
+DISTURBED_AFTER = 6
+
+
+async def docker(*argv: str) -> str:
+    done = await asyncio.to_thread(subprocess.run, ["docker", *argv], capture_output=True, text=True, check=True)
+    return str(done.stdout)
+
+
+async def remove(env: EnvSession) -> None:
+    await docker("rm", "-f", f"rock-{env.sandbox_id}")
+
+
+async def pause(env: EnvSession) -> None:
+    await docker("pause", f"rock-{env.sandbox_id}")
+
+
+async def kill_the_environment(env: EnvSession) -> None:
+    """Its process alone: the child of the guest, which is the child of the container's init."""
+    listing = await docker("top", f"rock-{env.sandbox_id}", "-eo", "pid,ppid,args")
+    rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
+    guests = [row for row in rows if "guest.pyz" in row[2]]
+    (child,) = [pid for pid, ppid, _ in guests if ppid in {row[0] for row in guests[1:]}] or [guests[-1][0]]
+    await asyncio.to_thread(subprocess.run, ["kill", "-9", child], check=True)
+
+
+@pytest.fixture
+def counter(on_docker: Any, docker_base: str) -> EnvCatalog:
+    catalog = EnvCatalog(on_docker.home, search=[FIXTURES])
+    build_environment(catalog, "counter", quick=True)
+    return catalog
+
+
+@asynccontextmanager
+async def served(home: Path, catalog: EnvCatalog) -> AsyncIterator[Rock]:
+    platform = await Platform.open(PlatformSettings(home, runtime="docker"), catalog=catalog)
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    server = asyncio.create_task(serve(create_app(platform.control, key=""), "127.0.0.1", 0, ready.set_result))
+    try:
+        async with Rock(await asyncio.wait_for(ready, 30)) as rock:
+            yield rock
+    finally:
+        platform.control.request_shutdown()
+        await server
+        await platform.close()
+
+
+async def trace(env: EnvSession, disturb: Callable[[EnvSession], Awaitable[None]] | None) -> list[Any]:
+    seen: list[Any] = [await env.reset()]
+    for number in range(STEPS):
+        if disturb is not None and number == DISTURBED_AFTER:
+            await disturb(env)
+        seen.append(await env.step("inc" if number % 3 else "dance"))
+    return [*seen, await env.call("state")]
+
+
+@pytest.mark.parametrize("disturb", [remove, pause, kill_the_environment])
+def test_the_trace_after_a_loss_is_that_of_an_undisturbed_episode(
+    counter: EnvCatalog, on_docker: Any, disturb: Callable[[EnvSession], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        async with served(on_docker.home, counter) as rock:
+            async with rock.env("counter", task="to-21", seed=4, options={"a": 1}) as env:
+                undisturbed = await trace(env, None)
+            async with rock.env("counter", task="to-21", seed=4, options={"a": 1}) as env:
+                first = env.sandbox_id
+                assert await trace(env, disturb) == undisturbed
+                assert [report.verdict for report in env.recoveries] == ["resumed"]
+                assert env.recoveries[0].steps == DISTURBED_AFTER
+
+                async def first_is_gone() -> bool:
+                    return first not in {view.id for view in await rock.sandboxes()}
+
+                await on_docker.until(first_is_gone)
+        left = f"label=rock.instance={(on_docker.home / 'instance').read_text().strip()}"
+        assert await docker("ps", "-aq", "--filter", left) == ""
+
+    asyncio.run(main())

@@ -1,0 +1,290 @@
+"""Leases that outlive their sandbox: on two nodes of the fake runtime, over restarts, and against every rival."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rock.control.control import Control, ControlConfig
+from rock.domain.errors import InvalidRequest, LeaseExpired, Recovering, SandboxLost, StorageError
+from rock.node.config import NodeConfig
+from rock.node.node import Node
+from rock.runtimes.fake import FakeRuntime
+from rock.store.database import Database, database_url
+from rock.wire.guest_client import GuestClient
+from rock.wire.models import EnvView, LeaseRequest, LeaseView, PoolSize, RecoverRequest, SandboxSpec
+
+
+class ToyCatalog:
+    recovery = "replay"
+
+    def names(self) -> Sequence[str]:
+        return ("toy",)
+
+    def view(self, name: str) -> EnvView:
+        return EnvView(name=name, version="1", description="d", recovery=self.recovery, built=True)  # type: ignore[arg-type]
+
+    def tasks(self, name: str, split: str) -> Sequence[str]:
+        return ("3",)
+
+    def spec(self, name: str) -> SandboxSpec:
+        return SandboxSpec(image="toy:1", env=name, entry="toy:Env")
+
+    def pool_size(self, name: str) -> PoolSize:
+        return PoolSize(ready=1)
+
+
+class Stage:
+    """A control plane over nodes ``a`` and ``b``; each part can be ended and begun again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.runtimes = {name: FakeRuntime(name) for name in "ab"}
+        self.nodes: dict[str, Node] = {}
+
+    async def begin(self) -> None:
+        for name, runtime in self.runtimes.items():
+            config = NodeConfig(
+                name=name,
+                run_dir=self.home / name,
+                probe_interval_s=0.1,
+                probe_timeout_s=0.5,
+                dead_after_s=1.0,
+                reconcile_interval_s=0.2,
+            )
+            self.nodes[name] = Node(config, runtime)
+            await self.nodes[name].open()
+        self.database = await Database.open(database_url("", self.home))
+        config = ControlConfig("i", expire_every_s=0.1, reconcile_every_s=0.2)
+        self.control = Control(config, self.database, list(self.nodes.values()), ToyCatalog(), rng=random.Random(1))
+        await self.control.open()
+        self.leases = self.control.leases
+
+    async def end(self) -> None:
+        await self.control.close()
+        for node in self.nodes.values():
+            await node.close(keep_sandboxes=True)
+        await self.control.write_down()
+        await self.database.close()
+
+    async def lease(self, **changes: Any) -> LeaseView:
+        return await self.leases.create(LeaseRequest(env="toy", **({"wait_s": 20} | changes)))
+
+    async def again(self, lease: LeaseView, **changes: Any) -> LeaseView:
+        return await self.leases.rebind(lease.id, RecoverRequest(**({"epoch": lease.epoch, "wait_s": 20} | changes)))
+
+    async def leased(self) -> dict[str, str]:
+        """Sandboxes that a node thinks are leased, and to which lease."""
+        views = [view for node in self.nodes.values() for view in await node.sandboxes()]
+        return {view.id: view.lease_id for view in views if view.state in ("leased", "suspect")}
+
+
+@asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    home = Path(tempfile.mkdtemp(prefix="rl-"))
+    made = Stage(home)
+    await made.begin()
+    try:
+        yield made
+    finally:
+        await made.end()
+        for runtime in made.runtimes.values():
+            await runtime.destroy()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+async def until(condition: Callable[[], Any], within_s: float = 15.0) -> Any:
+    deadline = asyncio.get_running_loop().time() + within_s
+    while True:
+        found = condition()
+        found = await found if asyncio.iscoroutine(found) else found
+        if found:
+            return found
+        assert asyncio.get_running_loop().time() < deadline, f"not within {within_s} s"
+        await asyncio.sleep(0.01)
+
+
+async def hello(lease: LeaseView, token: str, epoch: int) -> Any:
+    greeting = {"lease": lease.id, "token": token, "epoch": epoch}
+    endpoint = lease.endpoint
+    async with await GuestClient.connect_tcp(endpoint.gateway_host, endpoint.gateway_port, greeting) as guest:
+        return await guest.call("hello")
+
+
+def test_a_lost_sandbox_is_replaced_before_anybody_asks_and_its_token_still_opens_the_door() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            lease = await it.lease()
+            assert (lease.recovery, lease.epoch, lease.recoveries) == ("replay", 1, 0)
+            await it.runtimes[lease.endpoint.node].kill(lease.sandbox_id)
+            await until(lambda: it.leases.heartbeat(lease.id).epoch > 1)
+            moved = await it.again(lease)
+            assert moved == await it.again(lease) == it.leases.heartbeat(lease.id)
+            assert moved.sandbox_id != lease.sandbox_id
+            assert (moved.epoch, moved.recoveries, moved.recovering, moved.token) == (2, 1, False, "")
+            assert (await hello(moved, lease.token, 2))["epoch"] == 2
+            assert it.leases.counters.recovered == 1
+            await it.leases.release(lease.id)
+            assert await it.leased() == {}
+
+    asyncio.run(main())
+
+
+def test_the_holders_word_is_taken_and_the_old_sandbox_ended() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            lease = await it.lease()
+            moved = await it.again(lease, why="it does not answer me")
+            assert moved.sandbox_id != lease.sandbox_id
+
+            async def old_is_gone() -> bool:
+                return await it.leased() == {moved.sandbox_id: lease.id}
+
+            await until(old_is_gone)
+            with pytest.raises(InvalidRequest, match="epoch 2"):
+                await it.again(lease, epoch=7)
+
+    asyncio.run(main())
+
+
+def test_a_dead_nodes_leases_move_and_what_runs_on_there_is_ended_when_it_is_back() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            leases = [await it.lease() for _ in range(3)]
+            dead = leases[0].endpoint.node
+            alive = next(name for name in it.nodes if name != dead)
+            there = [lease for lease in leases if lease.endpoint.node == dead]
+            choose = it.control.nodes.choose
+
+            async def only_the_living(spec: SandboxSpec, **_: Any) -> Any:
+                return it.nodes[alive]
+
+            it.control.nodes.choose = only_the_living  # type: ignore[method-assign]
+            it.leases.node_lost(dead, "silent for 5 s")
+            for lease in there:
+                moved = await it.again(lease)
+                assert (moved.endpoint.node, moved.epoch) == (alive, 2)
+            it.control.nodes.choose = choose  # type: ignore[method-assign]
+
+            async def one_sandbox_a_lease() -> bool:
+                return sorted((await it.leased()).values()) == sorted(lease.id for lease in leases)
+
+            await until(one_sandbox_a_lease)
+
+    asyncio.run(main())
+
+
+def test_without_recovery_a_loss_ends_the_lease_and_its_sandbox() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            for said in (False, True):
+                lease = await it.lease(recovery="none")
+                if said:
+                    with pytest.raises(SandboxLost, match="it hangs"):
+                        await it.again(lease, why="it hangs")
+                else:
+                    await it.runtimes[lease.endpoint.node].kill(lease.sandbox_id)
+                    await until(lambda: len(it.leases) == 0)
+                with pytest.raises(SandboxLost):
+                    it.leases.heartbeat(lease.id)
+
+            async def nothing_leased() -> bool:
+                return await it.leased() == {}
+
+            await until(nothing_leased)
+
+    asyncio.run(main())
+
+
+def test_who_asks_while_there_is_none_is_told_to_ask_again_and_gets_it_later() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            lease = await it.lease()
+            for runtime in it.runtimes.values():
+                runtime.faults.start_delay_s = 60
+            for node in it.nodes.values():
+                for view in await node.sandboxes():
+                    if view.state == "ready":
+                        await node.release(view.id, reason="test")
+            await it.runtimes[lease.endpoint.node].kill(lease.sandbox_id)
+            with pytest.raises(Recovering):
+                await it.again(lease, wait_s=0.1)
+            assert it.leases.heartbeat(lease.id).recovering
+            for runtime in it.runtimes.values():
+                runtime.faults.start_delay_s = 0
+            await it.leases.release(lease.id)
+            with pytest.raises(LeaseExpired):
+                await it.again(lease)
+            assert it.leases._rebinding._running == {}
+
+    asyncio.run(main())
+
+
+def test_a_restart_keeps_the_epoch_and_recovers_what_did_not_survive_it() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            kept, lost, plain = await it.lease(), await it.lease(), await it.lease(recovery="none")
+            await it.runtimes[kept.endpoint.node].kill(kept.sandbox_id)
+            kept = await it.again(kept)
+            await it.end()
+            for lease in (lost, plain):
+                await it.runtimes[lease.endpoint.node].remove(lease.sandbox_id)
+            await it.begin()
+            assert it.leases.heartbeat(kept.id).model_copy(update={"endpoint": kept.endpoint}) == kept
+            moved = await it.again(lost)
+            assert moved.epoch > lost.epoch
+            assert (await hello(moved, lost.token, moved.epoch))["epoch"] == moved.epoch
+            with pytest.raises(SandboxLost, match="restart"):
+                it.leases.heartbeat(plain.id)
+            await it.leases.release(lost.id)
+            await it.end()
+            await it.begin()
+            assert [view.id for view in it.leases.views()] == [kept.id]
+
+    asyncio.run(main())
+
+
+def test_a_database_that_refuses_holds_up_no_recovery_and_hears_of_it_later() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            lease = await it.lease()
+            store = it.leases._records._store
+            write = store.rebind_lease
+
+            async def full(_: Any) -> None:
+                raise StorageError("the disk is full")
+
+            store.rebind_lease = full  # type: ignore[method-assign]
+            moved = await it.again(lease)
+            assert moved.epoch == 2
+            store.rebind_lease = write  # type: ignore[method-assign]
+            await until(lambda: not it.leases._records._moved)
+            assert [row.epoch for row in await store.living_leases()] == [2]
+
+    asyncio.run(main())
+
+
+def test_a_sandbox_that_is_leased_to_nobody_is_ended() -> None:
+    async def main() -> None:
+        async with stage() as it:
+            lease = await it.lease()
+            stray = await it.nodes["b"].claim(
+                ToyCatalog().spec("toy"), lease_id="ls-unknown", token_sha256="0" * 64, epoch=1, run_id="", wait_s=20
+            )
+
+            async def only_ours() -> bool:
+                return await it.leased() == {lease.sandbox_id: lease.id}
+
+            await until(only_ours)
+            assert "sandbox.fenced" in {event.kind for event in await it.control.events()}
+            assert stray.id != lease.sandbox_id
+
+    asyncio.run(main())
