@@ -110,7 +110,7 @@ class NodeProcess:
         """0 while it does not run."""
         if self._process is not None and self._process.poll() is None:
             return self._process.pid
-        return self._found.pid if self._found is not None and self._found.is_running() else 0
+        return self._found.pid if self._found is not None and _lives(self._found) else 0
 
     def _take_over(self) -> None:
         self._found = running(self.settings.notice) if self.settings.notice else None
@@ -148,6 +148,13 @@ class NodeProcess:
         await self.handle.close(keep_sandboxes=keep_sandboxes)
         await asyncio.to_thread(self._end)
 
+    async def abandon(self) -> None:
+        """Let go of it as a control does that is killed; for tests, and for whoever hands it to another control."""
+        await self._stop_guarding()
+        await self.handle.detach()
+        if self._process is not None:
+            self._process.returncode = self._process.poll() or 0  # no longer ours to wait for
+
     async def _stop_guarding(self) -> None:
         if self._guard is not None:
             self._guard.cancel()
@@ -170,13 +177,21 @@ class NodeProcess:
                 return
 
 
+def _lives(process: psutil.Process) -> bool:
+    """Ended processes that nobody has looked after, as in a container whose first process reaps none, do not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def running(notice: Path) -> psutil.Process | None:
     """The node's process that wrote the notice, if it lives."""
     try:
         pid = int(json.loads(notice.read_text())["pid"])
         process = psutil.Process(pid)
         # A pid that was used anew since would belong to another program.
-        return process if "rock.node" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if "rock.node" in process.cmdline() and _lives(process) else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
 
@@ -236,10 +251,11 @@ async def end_others(home: Path, wanted: Collection[str]) -> None:
         log.info("node=%s pid=%d is no longer wanted", notice.stem, process.pid)
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-            try:
-                await asyncio.to_thread(process.wait, _END_TIMEOUT_S)
-            except psutil.TimeoutExpired as error:
-                raise PlatformUnavailable(f"process {process.pid} of node {notice.stem} does not end") from error
+            deadline = time.monotonic() + _END_TIMEOUT_S
+            while _lives(process):
+                if time.monotonic() > deadline:
+                    raise PlatformUnavailable(f"process {process.pid} of node {notice.stem} does not end")
+                await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def _tail(path: Path) -> str:
