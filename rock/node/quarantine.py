@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 # The machine's or the caller's fault, and said to whoever claims as it is.
 _NOT_THE_IMAGE = (RuntimeUnavailable, StorageError, ImageNotFound, InvalidRequest)
 _KILLED = frozenset({137, 143})
+# Not: removed, paused, frozen (somebody did that to it), slow, disk (its user's doing).
+_BY_ITSELF = frozenset({"exited", "oom", "guest_lost", "env_dead", "probe"})
 _USED = frozenset({SandboxState.LEASED, SandboxState.SUSPECT})
 
 
@@ -49,7 +51,7 @@ class ImageQuarantine:
             killed = evidence.exit_code in _KILLED and not evidence.oom_killed
             theirs = state in _USED and evidence.oom_killed
             young = now - record.ready_at < self._config.quick_death_s
-            counts = young and not killed and not theirs and evidence.cause != "removed"
+            counts = young and not killed and not theirs and evidence.cause in _BY_ITSELF
         if not counts:
             return False
         verdict = self._book.failed(record.digest, began_at=began_at, now=now, reason=_reason(evidence))
