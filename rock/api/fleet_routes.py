@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 
+from rock.api.rules import CALLER
 from rock.control.control import Control
+from rock.control.keys import OWNER
 from rock.domain.sandbox import SandboxState
 from rock.wire.models import (
     EnvView,
@@ -86,10 +88,17 @@ def _sandboxes(router: APIRouter, control: Control) -> None:
 
 def _leases(router: APIRouter, control: Control) -> None:
     @router.post("/leases", status_code=201, tags=["leases"], summary="Take a sandbox")
-    async def create(request: LeaseRequest) -> LeaseView:
+    async def create(
+        http: Request,
+        request: LeaseRequest,
+        idempotency_key: Annotated[
+            str, Header(max_length=128, description="Asked again with it, the answer is the same lease.")
+        ] = "",
+    ) -> LeaseView:
         """Waits up to `wait_s`. Without `env`, `image` and `spec` it is a plain sandbox of the runtime's default image.
-        The token in the answer is shown this once."""
-        return await control.leases.create(request)
+        The token in the answer is shown this once; a client that lost the answer asks again with the same
+        `Idempotency-Key` within ten minutes."""
+        return await control.leases.create(request, http.scope.get(CALLER, OWNER), once=idempotency_key)
 
     @router.get("/leases", tags=["leases"], summary="The living leases")
     async def leases() -> list[LeaseView]:

@@ -33,6 +33,10 @@ class LeaseRecords:
         """A lease that is in the database already, or will be by :meth:`add`."""
         self._living[lease.id] = lease
 
+    async def ready(self) -> None:
+        """Raises StorageError where :meth:`add` would: before a sandbox is taken for nothing."""
+        await self._store.ready()
+
     async def add(self, lease: StoredLease) -> None:
         """Raises StorageError."""
         self.know(lease)

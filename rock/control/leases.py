@@ -12,14 +12,18 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 
+from rock.control.admission import Quota, check_time
 from rock.control.catalog import Catalog
 from rock.control.history import History
+from rock.control.keys import OWNER, Caller
 from rock.control.lease_records import LeaseRecords
+from rock.control.measures import Counters
 from rock.control.nodes import NodeBook
 from rock.control.offers import Offers
+from rock.control.once import Once
 from rock.control.rebinding import HELD, Rebinding
 from rock.domain.clock import Clock
 from rock.domain.errors import InvalidRequest, LeaseExpired, Recovering, RockError, SandboxLost, StorageError
@@ -41,17 +45,6 @@ log = logging.getLogger(__name__)
 _FIRST_EPOCH = 1
 
 
-@dataclass(slots=True)
-class Counters:
-    granted: int = 0
-    released: int = 0
-    expired: int = 0
-    lost: int = 0
-    refused: int = 0
-    recovered: int = 0
-    """Times another sandbox took the place of a lost one."""
-
-
 class LeaseService:
     def __init__(
         self,
@@ -70,6 +63,8 @@ class LeaseService:
         self._book = LeaseBook()
         self._records = LeaseRecords(store)
         self._claims: dict[str, int] = {}
+        self._quota = Quota()
+        self._once: Once[LeaseView] = Once(clock)
         self._rebinding = Rebinding(
             nodes, self._book, self._records, self._claims, clock, done=self._rebound, given_up=self._given_up
         )
@@ -84,38 +79,50 @@ class LeaseService:
 
     # --- granting
 
-    async def create(self, request: LeaseRequest) -> LeaseView:
+    async def create(self, request: LeaseRequest, caller: Caller = OWNER, *, once: str = "") -> LeaseView:
+        """``once``: asked again with the same word, the answer is the same lease."""
+        if once:
+            return await self._once.do(caller.key_id, once, request, lambda: self._create(request, caller))
+        return await self._create(request, caller)
+
+    async def _create(self, request: LeaseRequest, caller: Caller) -> LeaseView:
         offer = await self.offers.of(request)
+        check_time(request, offer.env)
+        await self._records.ready()
         spec = offer.spec
         node = await self._nodes.choose(spec)
         if not spec.image:
             spec = spec.model_copy(update={"image": node.default_image})
         lease_id, token = f"ls-{secrets.token_hex(6)}", secrets.token_urlsafe(24)
+        began = self._clock.now()
         self._claims[lease_id] = _FIRST_EPOCH
         try:
-            sandbox = await node.claim(
-                spec,
-                lease_id=lease_id,
-                token_sha256=token_sha256(token),
-                epoch=_FIRST_EPOCH,
-                run_id=request.run_id,
-                wait_s=request.wait_s,
-            )
-            lease = StoredLease(
-                lease_id,
-                sandbox.id,
-                node.name,
-                _FIRST_EPOCH,
-                token_sha256(token),
-                request.ttl_s,
-                request.run_id,
-                request.env,
-                spec,
-                request.labels,
-                datetime.now(UTC),
-                offer.recovery,
-            )
-            self._hold(lease)
+            with self._quota.granting(caller, self._held_by(caller)):
+                sandbox = await node.claim(
+                    spec,
+                    lease_id=lease_id,
+                    token_sha256=token_sha256(token),
+                    epoch=_FIRST_EPOCH,
+                    run_id=request.run_id,
+                    wait_s=request.wait_s,
+                )
+                lease = StoredLease(
+                    lease_id,
+                    sandbox.id,
+                    node.name,
+                    _FIRST_EPOCH,
+                    token_sha256(token),
+                    request.ttl_s,
+                    request.run_id,
+                    request.env,
+                    spec,
+                    request.labels,
+                    datetime.now(UTC),
+                    offer.recovery,
+                    key_id=caller.key_id,
+                    needs_s=request.needs_s,
+                )
+                self._hold(lease)
         except Exception:
             self.counters.refused += 1
             raise
@@ -127,9 +134,14 @@ class LeaseService:
             await self.release(lease_id, reason="the lease could not be stored")
             raise
         self.counters.granted += 1
+        self.counters.claim_seconds.observe(self._clock.now() - began)
         return self._view(lease, token)
 
+    def _held_by(self, caller: Caller) -> int:
+        return sum(lease.key_id == caller.key_id for lease in self._records) if caller.max_leases else 0
+
     def _hold(self, lease: StoredLease) -> Held:
+        held_s = (datetime.now(UTC) - lease.created_at).total_seconds()
         held = self._book.grant(
             lease.id,
             lease.sandbox_id,
@@ -139,6 +151,7 @@ class LeaseService:
             now=self._clock.now(),
             recovers=lease.recovery != "none",
             recoveries=lease.recoveries,
+            ends_at=self._clock.now() + lease.needs_s - held_s if lease.needs_s else inf,
         )
         self._records.know(lease)
         return held
@@ -259,6 +272,7 @@ class LeaseService:
 
     def _rebound(self, lease: StoredLease, why: str, took_s: float) -> None:
         self.counters.recovered += 1
+        self.counters.by_cause[why.partition(":")[0]] += 1
         detail = f"sandbox {lease.sandbox_id} under epoch {lease.epoch}, found in {took_s:.3f} s; before: {why}"
         self._event("lease.rebound", lease.id, detail, lease.node, lease.run_id)
 
@@ -304,9 +318,10 @@ class LeaseService:
         return True
 
     async def expire(self) -> None:
-        """End the leases whose holders have fallen silent, and release their sandboxes."""
-        for held in self._book.expired(self._clock.now()):
-            reason = f"no heartbeat within {held.ttl_s:g} s"
+        """End the leases whose holders have fallen silent, or whose time is up, and release their sandboxes."""
+        now = self._clock.now()
+        for held in self._book.expired(now):
+            reason = held.over(now)
             if self._book.end(held.lease_id, reason=reason) is None:
                 continue
             lease = self._records.end(held.lease_id, reason)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from rock.domain.errors import Conflict, LeaseExpired, NotFound, SandboxLost
 from rock.domain.intensity import Intensity, IntensityPolicy
@@ -45,6 +46,14 @@ class Held:
     """How often another sandbox took the place of a lost one."""
     bound: bool = True
     """False: ``sandbox_id`` is lost, and ``epoch`` is that of the latest attempt to replace it."""
+    ends_at: float = inf
+    """When it ends however often its holder beats: it asked for so much time and no more."""
+
+    def over(self, now: float) -> str:
+        """Why its time has passed; empty if it has not."""
+        if now >= self.ends_at:
+            return "it was held for as long as was asked for (needs_s)"
+        return f"no heartbeat within {self.ttl_s:g} s" if now >= self.expires_at else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +106,13 @@ class LeaseBook:
         now: float,
         recovers: bool = False,
         recoveries: int = 0,
+        ends_at: float = inf,
     ) -> Held:
         if lease_id in self._held or lease_id in self._ended:
             raise Conflict(f"lease {lease_id} exists already")
         if (other := self._by_sandbox.get(sandbox_id)) is not None:
             raise Conflict(f"sandbox {sandbox_id} is held by lease {other}")
-        held = Held(lease_id, sandbox_id, node, epoch, ttl_s, now + ttl_s, recovers, recoveries)
+        held = Held(lease_id, sandbox_id, node, epoch, ttl_s, now + ttl_s, recovers, recoveries, ends_at=ends_at)
         self._held[lease_id] = held
         self._by_sandbox[sandbox_id] = lease_id
         return held
@@ -110,16 +120,14 @@ class LeaseBook:
     def heartbeat(self, lease_id: str, now: float) -> Held:
         """Prolong by its time-to-live. A lease whose time has passed is over even if nobody has swept it yet."""
         held = self.get(lease_id)
-        if now >= held.expires_at:
-            raise LeaseExpired(
-                f"lease {lease_id} has ended: no heartbeat within {held.ttl_s:g} s", hint="Take a new lease."
-            )
+        if why := held.over(now):
+            raise LeaseExpired(f"lease {lease_id} has ended: {why}", hint="Take a new lease.")
         renewed = replace(held, expires_at=now + held.ttl_s)
         self._held[lease_id] = renewed
         return renewed
 
     def expired(self, now: float) -> tuple[Held, ...]:
-        return tuple(held for held in self._held.values() if now >= held.expires_at)
+        return tuple(held for held in self._held.values() if held.over(now))
 
     # --- losing a sandbox, and finding another
 

@@ -149,6 +149,9 @@ class EnvCatalog:
             splits={split: len(tasks) for split, tasks in bundle.tasks().items()} if bundle else {},
             loosened=self._spec(environment, bundle).loosened,
             build_detail=detail,
+            episode_s=manifest.deadlines.episode_s,
+            scoring_s=manifest.deadlines.scoring_s,
+            cleanup_s=manifest.deadlines.cleanup_s,
         )
 
     def tasks(self, name: str, split: str = "") -> list[str]:

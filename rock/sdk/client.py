@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import quote
@@ -262,7 +263,12 @@ class Rock:
         Raises: as :meth:`EnvSession.open`.
         """
         view: LeaseView = await self._transport.request(
-            "POST", "leases", body=request, kind=LeaseView, timeout_s=request.wait_s + 30
+            "POST",
+            "leases",
+            body=request,
+            kind=LeaseView,
+            timeout_s=request.wait_s + 30,
+            once=secrets.token_hex(8),
         )
         return view
 

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import random
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,12 @@ class HeldLease:
         """The lease, unless cancelled; a lease that is granted after the cancellation is given back."""
         asking = asyncio.create_task(
             self._transport.request(
-                "POST", "leases", body=self._request, kind=LeaseView, timeout_s=self._request.wait_s + 30
+                "POST",
+                "leases",
+                body=self._request,
+                kind=LeaseView,
+                timeout_s=self._request.wait_s + 30,
+                once=secrets.token_hex(8),
             )
         )
         try:

@@ -89,8 +89,12 @@ class Transport:
         timeout_s: float | None = None,
         idempotent: bool = False,
         retry_s: float | None = None,
+        once: str = "",
     ) -> Any:
         """Send a request and return its answer as ``kind`` (None: the answer is not read).
+
+        ``once``: a word that makes sending it twice harmless. A refusal for a quota is tried again after the time that
+        the platform names, if that is within ``retry_s``: such a request was not carried out.
 
         Raises: the platform's own error; PlatformUnavailable when nobody, or something else, answers;
         DeadlineExceeded when the platform took longer than ``timeout_s``.
@@ -100,6 +104,10 @@ class Transport:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + patience_s
         attempt = 0
+        idempotent = idempotent or bool(once)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if once:
+            headers["Idempotency-Key"] = once
         while True:
             try:
                 response = await self._client.request(
@@ -107,10 +115,13 @@ class Transport:
                     path,
                     content=_encode(body),
                     params={k: v for k, v in (params or {}).items() if v is not None and v != ""},
-                    headers={"Content-Type": "application/json"} if body is not None else None,
+                    headers=headers,
                     timeout=httpx.Timeout(limit_s, connect=min(CONNECT_TIMEOUT_S, limit_s)),
                 )
-                return self._decode(response, kind)
+                wait_s = _wait_s(response)
+                if wait_s is None or loop.time() + wait_s >= give_up_at:
+                    return self._decode(response, kind)
+                await asyncio.sleep(wait_s)
             except httpx.TransportError as error:
                 again = isinstance(error, _NEVER_SENT) or (idempotent and not isinstance(error, httpx.TimeoutException))
                 pause_s = random.uniform(0, min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**attempt))
@@ -182,6 +193,12 @@ class Transport:
             hint="Check the address (ROCK_URL), and that client and platform have the same version (`rock version`).",
             cause=cause,
         )
+
+
+def _wait_s(response: httpx.Response) -> float | None:
+    """When to ask again after a refusal for a quota; None if it was none."""
+    after = response.headers.get("retry-after", "")
+    return random.uniform(0.5, 1.0) * int(after) if response.status_code == 429 and after.isdigit() else None
 
 
 def _encode(body: BaseModel | list[Any] | None) -> bytes | None:

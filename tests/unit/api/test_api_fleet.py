@@ -182,7 +182,7 @@ def test_a_lease_that_cannot_be_stored_is_not_given(served: Make, monkeypatch: p
             async def full(_: Any) -> None:
                 raise StorageError("the disk is full", hint="Free some space.")
 
-            monkeypatch.setattr(s.platform.control.leases._store, "add_lease", full)
+            monkeypatch.setattr(s.platform.control.leases._records._store, "add_lease", full)
             problem = await s.post("/leases", {"image": "plain"}, status=507)
             assert problem["hint"] == "Free some space."
 
