@@ -76,7 +76,7 @@ class Control:
         self.nodes = NodeBook(nodes, rng or random.Random(), clock=clock)
         self._catalog = catalog
         self._fleet_store = FleetStore(database)
-        self.history = History(self._fleet_store)
+        self.history = History(self._fleet_store, database.check)
         self.runs = RunService(RunStore(database), self.history)
         self.keys = KeyRing(KeyStore(database))
         self.leases = LeaseService(
@@ -173,8 +173,10 @@ class Control:
     async def health(self) -> Health:
         nodes = await self.node_views()
         trouble = [f"node {node.name}: {node.detail}" for node in nodes if not node.healthy]
-        if self.history.trouble:
-            trouble.append(self.history.trouble)
+        if found := self.trouble:
+            waiting = f"; {len(self.history)} events and views wait" if len(self.history) else ""
+            lost = f"; {self.history.dropped} events were dropped" if self.history.dropped else ""
+            trouble.append(f"{found}{waiting}{lost}")
         return Health(
             status="degraded" if trouble else "ok",
             instance=self._config.instance,
@@ -185,6 +187,11 @@ class Control:
             database=self._database.kind,
             detail="; ".join(trouble),
         )
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be stored at present; empty when all is well."""
+        return self.history.trouble or self._database.trouble
 
     async def node_views(self) -> list[NodeView]:
         return await self.nodes.views()

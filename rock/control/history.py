@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from rock.control.following import Followers
@@ -26,11 +26,19 @@ _FLUSH_EVERY_S = 0.25
 # Somebody follows: soon, but together with what comes in the same moment.
 _GATHER_S = 0.02
 _BATCH = 1000
+_SLOW_S = 5.0
+# What readers wait for what is still waiting to be stored.
+_READERS_WAIT_S = 1.0
+# How long a database may be unusable before that shows, even if there is nothing to store.
+_CHECK_EVERY_S = 2.0
 
 
 class History:
-    def __init__(self, store: FleetStore) -> None:
+    def __init__(self, store: FleetStore, check: Callable[[], Awaitable[None]] | None = None) -> None:
+        """``check``: whether something could be stored; raises StorageError."""
         self._store = store
+        self._check = check
+        self._checked_at = 0.0
         self._events: deque[EventView] = deque()
         self._views: dict[str, SandboxView] = {}
         self._lock = asyncio.Lock()
@@ -62,9 +70,17 @@ class History:
                 await asyncio.wait_for(self._news.wait(), _FLUSH_EVERY_S)
                 self._news.clear()
                 await asyncio.sleep(_GATHER_S)
+            # To its end even if this loop is ended meanwhile: half done, it would write the same events twice.
+            flushing = asyncio.ensure_future(self.flush())
+            done, _ = await asyncio.wait({flushing}, timeout=_SLOW_S)
+            if not done:
+                self.trouble = f"the database is too slow: no answer within {_SLOW_S:g} s"
             with suppress(StorageError):
-                # To its end even if this loop is ended meanwhile: half done, it would write the same events twice.
-                await asyncio.shield(asyncio.ensure_future(self.flush()))
+                await asyncio.shield(flushing)
+
+    def __len__(self) -> int:
+        """How many events and views wait to be stored."""
+        return len(self._events) + len(self._views)
 
     async def flush(self) -> None:
         """Write what waits. Raises StorageError; then everything still waits."""
@@ -83,26 +99,38 @@ class History:
                     for view in views:
                         if self._views.get(view.id) is view:
                             del self._views[view.id]
+                await self._look()
             except StorageError as error:
                 if not self.trouble:
                     log.error("history cannot be stored: %s", error)
                 self.trouble = str(error)
                 raise
+            if self.trouble:
+                log.warning("history is stored again")
             self.trouble = ""
+
+    async def _look(self) -> None:
+        """Without anything to store nobody would notice that nothing could be."""
+        now = asyncio.get_running_loop().time()
+        if self._check is not None and now - self._checked_at >= _CHECK_EVERY_S:
+            self._checked_at = now
+            await self._check()
 
     # --- reading
 
+    async def _flush_soon(self) -> None:
+        with suppress(StorageError, TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(self.flush())), _READERS_WAIT_S)
+
     async def events(self, *, limit: int, kind: str, run_id: str, after: int | None) -> list[EventView]:
-        with suppress(StorageError):
-            await self.flush()
+        await self._flush_soon()
         return await self._store.events(limit=limit, kinds=[kind] if kind else [], run_id=run_id, after=after)
 
     async def events_after(self, after: int, *, kinds: Sequence[str], run_id: str, limit: int) -> list[EventView]:
         return await self._store.events(limit=limit, kinds=kinds, run_id=run_id, after=after)
 
     async def last_event_id(self) -> int:
-        with suppress(StorageError):
-            await self.flush()
+        await self._flush_soon()
         return await self._store.last_event_id()
 
     async def sandbox(self, sandbox_id: str) -> SandboxView:
@@ -112,6 +140,5 @@ class History:
         return view
 
     async def past_sandboxes(self, state: SandboxState, run_id: str) -> list[SandboxView]:
-        with suppress(StorageError):
-            await self.flush()
+        await self._flush_soon()
         return await self._store.past_sandboxes(state=state, run_id=run_id)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, func, insert, select, update
 
 from rock.domain.sandbox import LIVING, SandboxState
-from rock.store.database import Database, whole
+from rock.store.database import Database, whole, whole_to_the_end
 from rock.store.tables import EventRow, LeaseRow, QuarantineRow, SandboxRow
 from rock.store.upsert import upsert
 from rock.wire.models import EventView, QuarantineView, Recovery, SandboxSpec, SandboxView
@@ -182,7 +182,12 @@ class FleetStore:
 
     # --- events
 
-    @whole
+    async def ready(self) -> None:
+        """Whether a database that was in trouble still is. Costs nothing when it was well. Raises StorageError."""
+        if self._db.trouble:
+            await self._db.check()
+
+    @whole_to_the_end
     async def add_events(self, events: Sequence[EventView]) -> list[EventView]:
         """Returns them with their ids, which grow in the order given."""
         if not events:

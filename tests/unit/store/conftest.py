@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,32 +38,64 @@ def _as_ordinary_user() -> dict[str, int]:
     pytest.skip("PostgreSQL cannot run as root and there is no ordinary user to be")
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[URL]:
-    """A cluster of its own, reachable by a unix socket only, gone afterwards."""
-    binaries = _postgres_binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL's server is not installed ('apt-get install postgresql')")
-    who = _as_ordinary_user()
-    top = Path(tempfile.mkdtemp(prefix="rkpg"))
-    data = top / "data"
-    if who:
-        os.chown(top, who["user"], who["group"])
-    top.chmod(0o755)
+class Cluster:
+    """A PostgreSQL of its own, reachable by a unix socket only."""
 
-    def run(program: str, *argv: str) -> None:
-        command = [str(binaries / program), *argv]
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=120, check=False, **who)  # type: ignore[call-overload]
+    def __init__(self) -> None:
+        binaries = _postgres_binaries()
+        if binaries is None:
+            pytest.skip("PostgreSQL's server is not installed ('apt-get install postgresql')")
+        self._binaries, self._who = binaries, _as_ordinary_user()
+        self._top = Path(tempfile.mkdtemp(prefix="rkpg"))
+        self._data = self._top / "data"
+        if self._who:
+            os.chown(self._top, self._who["user"], self._who["group"])
+        self._top.chmod(0o755)
+        self._run("initdb", "-D", str(self._data), "-U", "rock", "--auth=trust", "-E", "UTF8", "--no-sync")
+        self.url = URL.create("postgresql", username="rock", database="postgres", query={"host": str(self._top)})
+
+    def start(self) -> None:
+        options = f"-k {self._top} -c listen_addresses='' -c fsync=off"
+        self._run("pg_ctl", "-D", str(self._data), "-o", options, "-l", str(self._top / "log"), "-w", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
+
+    def remove(self) -> None:
+        if (self._data / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self._top, ignore_errors=True)
+
+    def _run(self, program: str, *argv: str) -> None:
+        command = [str(self._binaries / program), *argv]
+        done = subprocess.run(  # type: ignore[call-overload]
+            command, cwd=self._top, capture_output=True, text=True, timeout=120, check=False, **self._who
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    run("initdb", "-D", str(data), "-U", "rock", "--auth=trust", "-E", "UTF8", "--no-sync")
-    options = f"-k {top} -c listen_addresses='' -c fsync=off"
-    run("pg_ctl", "-D", str(data), "-o", options, "-l", str(top / "log"), "-w", "start")
+
+@contextmanager
+def _cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
     try:
-        yield URL.create("postgresql", username="rock", database="postgres", query={"host": str(top)})
+        cluster.start()
+        yield cluster
     finally:
-        run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
-        shutil.rmtree(top, ignore_errors=True)
+        cluster.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[URL]:
+    """For all tests that leave it running."""
+    with _cluster() as cluster:
+        yield cluster.url
+
+
+@pytest.fixture
+def postgres_cluster() -> Iterator[Cluster]:
+    """To be stopped and started."""
+    with _cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
