@@ -59,7 +59,8 @@ def _reports(router: APIRouter, control: Control) -> None:
 
     @router.post("/{run_id}/episodes", status_code=204, summary="Book episodes in the ledger")
     async def add_episodes(run_id: RunId, episodes: list[EpisodeRecord]) -> None:
-        """An id that was reported before is replaced, so a report may be sent again."""
+        """An id that was reported before is replaced, unless what is there is newer: a report may be sent again, and in
+        any order."""
         await control.runs.add_episodes(run_id, episodes)
 
     @router.get("/{run_id}/episodes", summary="A page of episodes, newest first, without turns")
@@ -85,4 +86,5 @@ def _reports(router: APIRouter, control: Control) -> None:
 
     @router.get("/{run_id}/ledger", summary="How every dispatched episode ended")
     async def ledger(run_id: RunId) -> LedgerView:
+        """`conserved` says whether the sums, kept with every report, agree with the number of episodes there are."""
         return await control.runs.ledger(run_id)

@@ -1,8 +1,9 @@
 """Repository of runs: their state, metrics, episodes, and the ledger's sums.
 
 Invariants: whatever is reported of a run moves its ``updated_at``; reporting an episode or a metric point again
-replaces it (at-least-once is safe); the sums in the ledger equal what a scan of the episodes would give, after every
-transaction; counting and summing never scan episodes, except to look for words and successes.
+replaces it (at-least-once is safe), unless what is there is newer (so is any order); the sums in the ledger equal what
+a scan of the episodes would give, after every transaction; counting and summing never scan episodes, except to look
+for words and successes, and to check the ledger.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, func, insert, literal, or_, select, union_all, update
 
 from rock.domain.errors import NotFound
 from rock.domain.outcome import LedgerState
@@ -31,6 +32,7 @@ from rock.wire.models import (
 )
 
 _IDS_AT_ONCE = 500
+_ROWS = "rows"  # no account has this name
 EVERY_EPISODE = EpisodeFilter()
 
 LedgerKey = tuple[str, str, str]
@@ -126,23 +128,33 @@ class RunStore:
     @whole
     async def add_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord], at: datetime) -> None:
         """``at``: now."""
-        latest = {episode.id: episode for episode in episodes}
+        latest: dict[str, EpisodeRecord] = {}
+        for episode in episodes:
+            if episode.id not in latest or _age(episode) >= _age(latest[episode.id]):
+                latest[episode.id] = episode
         if not latest:
             return
         async with self._db.write() as connection:
-            if await connection.scalar(select(RunRow.id).where(RunRow.id == run_id)) is None:
+            # First, because it also keeps another process from booking on this run until we are done.
+            found = await connection.execute(update(RunRow).where(RunRow.id == run_id).values(updated_at=at))
+            if not found.rowcount:
                 raise unknown_run(run_id)
             changes: dict[LedgerKey, list[int]] = defaultdict(lambda: [0, 0, 0])
             for ids in in_chunks(list(latest), _IDS_AT_ONCE):
                 query = select(
+                    EpisodeRow.id,
+                    EpisodeRow.ended_at,
                     EpisodeRow.phase,
                     EpisodeRow.outcome,
                     EpisodeRow.ledger,
                     EpisodeRow.generated_tokens,
                     EpisodeRow.sandbox_s,
                 ).where(EpisodeRow.run_id == run_id, EpisodeRow.id.in_(ids))
-                for phase, outcome, account, tokens, sandbox_s in (await connection.execute(query)).all():
-                    _book(changes[phase, outcome, account], -1, tokens, sandbox_s)
+                for row in (await connection.execute(query)).all():
+                    if _age(latest[row.id]) < (row.ledger != LedgerState.IN_FLIGHT, row.ended_at):
+                        del latest[row.id]
+                    else:
+                        _book(changes[row.phase, row.outcome, row.ledger], -1, row.generated_tokens, row.sandbox_s)
             for episode in latest.values():
                 key = (episode.phase, episode.outcome, episode.ledger.value)
                 _book(changes[key], 1, episode.generated_tokens, episode.sandbox_s)
@@ -166,7 +178,6 @@ class RunStore:
                 if count or tokens or sandbox_us
             ]
             await upsert(connection, LedgerRow, sums, add=("episodes", "tokens", "sandbox_us"))
-            await connection.execute(update(RunRow).where(RunRow.id == run_id).values(updated_at=at))
 
     @whole
     async def episodes(
@@ -206,26 +217,40 @@ class RunStore:
 
     @whole
     async def ledger(self, run_id: str) -> LedgerView:
-        query = (
+        """``dispatched`` is the number of episodes there are, the accounts are the sums kept with every report: they
+        are counted apart, and compared. In one statement, so that no report comes between."""
+        sums = (
             select(
-                LedgerRow.account,
-                func.sum(LedgerRow.episodes),
-                func.sum(LedgerRow.tokens),
-                func.sum(LedgerRow.sandbox_us),
+                LedgerRow.account.label("account"),
+                func.sum(LedgerRow.episodes).label("count"),
+                func.sum(LedgerRow.tokens).label("tokens"),
+                func.sum(LedgerRow.sandbox_us).label("sandbox_us"),
             )
             .where(LedgerRow.run_id == run_id)
             .group_by(LedgerRow.account)
         )
+        rows_there_are = select(literal(_ROWS), func.count(), literal(0), literal(0)).where(EpisodeRow.run_id == run_id)
         async with self._db.read() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = (await connection.execute(union_all(sums, rows_there_are))).all()
         accounts = dict.fromkeys(LedgerState, 0)
         tokens = dict.fromkeys(LedgerState, 0)
         sandbox_s = dict.fromkeys(LedgerState, 0.0)
+        dispatched = 0
         for account, count, token_sum, sandbox_us in rows:
+            if account == _ROWS:
+                dispatched = int(count)
+                continue
             state = LedgerState(account)
             accounts[state], tokens[state], sandbox_s[state] = int(count), int(token_sum), int(sandbox_us) / 1e6
         return LedgerView(
-            run_id=run_id, dispatched=sum(accounts.values()), accounts=accounts, tokens=tokens, sandbox_s=sandbox_s
+            run_id=run_id,
+            dispatched=dispatched,
+            accounts=accounts,
+            tokens=tokens,
+            sandbox_s=sandbox_s,
+            conserved=dispatched == sum(accounts.values())
+            and min(accounts.values()) >= 0
+            and min(tokens.values()) >= 0,
         )
 
 
@@ -258,6 +283,12 @@ def _sum_conditions(which: EpisodeFilter) -> list[ColumnElement[bool]]:
     if which.ledger:
         found.append(LedgerRow.account == which.ledger.value)
     return found
+
+
+def _age(episode: EpisodeRecord) -> tuple[bool, datetime]:
+    """What tells the newer of two reports of an episode: one that has ended from one in flight, then the end's time."""
+    ended_at = episode.ended_at if episode.ended_at.tzinfo else episode.ended_at.replace(tzinfo=UTC)
+    return episode.ledger is not LedgerState.IN_FLIGHT, ended_at
 
 
 def unknown_run(run_id: str) -> NotFound:

@@ -413,7 +413,8 @@ class TurnRecord(Message):
 
 
 class EpisodeRecord(Message):
-    """One episode as booked in the ledger. Reporting the same id again replaces the record: at-least-once is safe."""
+    """One episode as booked in the ledger. Reporting the same id again replaces the record, unless that one is newer
+    (it has ended, or ended later): at-least-once, in any order, is safe."""
 
     id: str
     group_id: str = ""
@@ -461,7 +462,8 @@ class EpisodePage(Message):
 
 
 class LedgerView(Message):
-    """Conservation: ``dispatched`` equals the sum of all accounts, ``in_flight`` included."""
+    """Conservation: ``dispatched``, the number of episodes there are, equals the sum of all accounts, ``in_flight``
+    included."""
 
     run_id: str
     dispatched: int
