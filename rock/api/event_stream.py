@@ -54,7 +54,7 @@ class EventStream(StreamingResponse):
 def stream_router(control: Control) -> APIRouter:
     router = APIRouter(prefix="/events", tags=["platform"])
 
-    @router.get("/stream", summary="Follow what happens", response_class=EventStream)
+    @router.get("/stream", summary="Follow what happens", status_code=200, response_class=EventStream)
     async def stream(
         kind: Annotated[list[str], Query(description="Only events of these kinds; may be repeated.")] = [],  # noqa: B006
         run_id: str = "",

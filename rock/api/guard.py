@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from rock.api.metrics import RequestMeasures
 from rock.api.problems import problem_response, request_id
 from rock.api.rules import CALLER
 from rock.control.keys import OWNER, Caller, KeyRing
@@ -31,6 +32,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+STREAM = "/events/stream"
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 
@@ -39,10 +41,11 @@ class Guard:
     """``key``: the owner's, with which the platform was started; ``keys``: those made since. Neither: no key is asked
     for."""
 
-    def __init__(self, app: App, key: str, keys: KeyRing) -> None:
+    def __init__(self, app: App, key: str, keys: KeyRing, measures: RequestMeasures) -> None:
         self._app = app
         self._key_sha256 = hashlib.sha256(key.encode()).digest() if key else b""
         self._keys = keys
+        self._measures = measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,9 +54,10 @@ class Guard:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         ident = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(4)
-        token = request_id.set(ident)
+        request_id.set(ident)  # never taken back: every request is served by a task, and in a context, of its own
         began = time.perf_counter()
-        status = 0
+        status = 500  # what it is if the application raises before it answers
+        self._measures.under_way += 1
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -75,15 +79,13 @@ class Guard:
             finally:
                 self._keys.leave(caller)
         finally:
-            log.debug(
-                "request=%s %s %s status=%d ms=%.1f",
-                ident,
-                scope["method"],
-                scope["path"],
-                status,
-                (time.perf_counter() - began) * 1000,
-            )
-            request_id.reset(token)
+            took_s = time.perf_counter() - began
+            self._measures.under_way -= 1
+            route = scope.get("route")
+            path = getattr(route, "path", "")
+            if not path.endswith(STREAM):  # lasts as long as somebody follows
+                self._measures.observe(scope["method"], path, status, took_s)
+            log.debug("%s %s status=%d ms=%.1f", scope["method"], scope["path"], status, took_s * 1000)
 
     def _caller(self, headers: dict[bytes, bytes]) -> Caller:
         """Raises Unauthorized."""

@@ -1,16 +1,47 @@
-"""``/metrics`` for Prometheus: gauges are read from the fleet when asked, so nothing has to be kept in step."""
+"""``/metrics`` for Prometheus: what is, is read when asked; what happens, is counted where it happens.
+
+Every family is described in docs/platform.md; a test compares the two. Answers whatever the database does.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Sequence
+
 from fastapi import Response
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from rock.api.rules import VERSION
 from rock.control.control import Control
-from rock.control.leases import Counters
+from rock.control.measures import REQUEST_BUCKETS_S, Counters, Histogram
+from rock.domain.errors import RockError
+from rock.domain.nodes import NodeStanding
 from rock.domain.sandbox import SandboxState
-from rock.wire.models import NodeView
+from rock.wire.models import LedgerView, NodeView, QuarantineView
+
+_LEDGER_FRESH_S = 15.0
+_RUNS_SHOWN = 10
+_AT_WORK = frozenset({"starting", "warm_start", "evaluating", "training"})
+
+
+class RequestMeasures:
+    """How long requests take, by route and class of status; filled by the guard."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[str, str, str], Histogram] = {}
+        self.under_way = 0
+
+    def observe(self, method: str, path: str, status: int, seconds: float) -> None:
+        """``path``: as the route is written; empty for what is no route."""
+        route = path.removeprefix(VERSION) or "none"
+        key = (method, route, f"{status // 100}xx")
+        histogram = self.seconds.get(key)
+        if histogram is None:
+            histogram = self.seconds[key] = Histogram(REQUEST_BUCKETS_S)
+        histogram.observe(seconds)
 
 
 class _Snapshot:
@@ -23,19 +54,56 @@ class _Snapshot:
         return self._metrics
 
 
-async def metrics_response(control: Control) -> Response:
-    registry = CollectorRegistry(auto_describe=False)
-    metrics = [
-        *_node_metrics(await control.node_views()),
-        *_lease_metrics(control.leases.counters, len(control.leases)),
-    ]
-    registry.register(_Snapshot(metrics))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+class MetricsPage:
+    """``/metrics`` of one application."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.requests = RequestMeasures()
+        self._ledgers: tuple[float, list[LedgerView]] = (float("-inf"), [])
+
+    async def response(self) -> Response:
+        control = self._control
+        registry = CollectorRegistry(auto_describe=False)
+        metrics = [
+            *_node_metrics(await control.node_views()),
+            *_lease_metrics(control.leases.counters, len(control.leases)),
+            *_storage_metrics(control),
+            *_ledger_metrics(await self._recent_ledgers()),
+            _quarantine_metric(await control.quarantine.views()),
+            *self._request_metrics(),
+        ]
+        registry.register(_Snapshot(metrics))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _recent_ledgers(self) -> list[LedgerView]:
+        """Of the runs at work. Counting episodes costs a scan of an index, so not at every scrape."""
+        now = time.monotonic()
+        if now - self._ledgers[0] >= _LEDGER_FRESH_S:
+            try:
+                runs = [run for run in await self._control.runs.runs() if run.status in _AT_WORK][:_RUNS_SHOWN]
+                self._ledgers = (now, [await self._control.runs.ledger(run.id) for run in runs])
+            except RockError:  # storage's own metrics say so
+                self._ledgers = (now, [])
+        return self._ledgers[1]
+
+    def _request_metrics(self) -> list[Metric]:
+        seconds = HistogramMetricFamily(
+            "rock_request_seconds", "Requests to the API.", labels=["method", "route", "status"]
+        )
+        for labels, histogram in self.requests.seconds.items():
+            seconds.add_metric(list(labels), histogram.buckets(), histogram.sum)
+        following = GaugeMetricFamily(
+            "rock_event_followers", "Clients that follow events.", value=len(self._control.history.followers)
+        )
+        under_way = GaugeMetricFamily("rock_requests_under_way", "Requests under way.", value=self.requests.under_way)
+        return [seconds, under_way, following]
 
 
-def _node_metrics(nodes: list[NodeView]) -> list[Metric]:
+def _node_metrics(nodes: Sequence[NodeView]) -> list[Metric]:
     sandboxes = GaugeMetricFamily("rock_sandboxes", "Sandboxes by state.", labels=["node", "state"])
     healthy = GaugeMetricFamily("rock_node_healthy", "1 if the node's runtime answers.", labels=["node", "runtime"])
+    standing = GaugeMetricFamily("rock_node_standing", "1 for what control makes of it.", labels=["node", "standing"])
     capacity = GaugeMetricFamily("rock_node_capacity", "Sandboxes the node may hold.", labels=["node"])
     claims = CounterMetricFamily("rock_claims", "Sandboxes handed out.", labels=["node"])
     failures = CounterMetricFamily("rock_sandbox_failures", "Sandboxes that failed.", labels=["node"])
@@ -43,6 +111,8 @@ def _node_metrics(nodes: list[NodeView]) -> list[Metric]:
     for node in nodes:
         for state in SandboxState:
             sandboxes.add_metric([node.name, state.value], node.sandboxes.get(state, 0))
+        for each in NodeStanding:
+            standing.add_metric([node.name, each.value], float(node.standing is each))
         healthy.add_metric([node.name, node.runtime], float(node.healthy))
         capacity.add_metric([node.name], node.capacity)
         claims.add_metric([node.name], node.claims)
@@ -50,7 +120,7 @@ def _node_metrics(nodes: list[NodeView]) -> list[Metric]:
         for pool in node.pools:
             for what in ("target", "level", "ready", "starting", "waiting"):
                 pools.add_metric([node.name, pool.image, pool.digest, what], getattr(pool, what))
-    return [sandboxes, healthy, capacity, claims, failures, pools]
+    return [sandboxes, healthy, standing, capacity, claims, failures, pools]
 
 
 def _lease_metrics(counters: Counters, living: int) -> list[Metric]:
@@ -61,4 +131,38 @@ def _lease_metrics(counters: Counters, living: int) -> list[Metric]:
     ended.add_metric(["lost"], counters.lost)
     granted = CounterMetricFamily("rock_leases_granted", "Leases granted.", value=counters.granted)
     refused = CounterMetricFamily("rock_leases_refused", "Lease requests that failed.", value=counters.refused)
-    return [leases, granted, ended, refused]
+    recovered = CounterMetricFamily("rock_recoveries", "Lost sandboxes that were replaced, by cause.", labels=["cause"])
+    for cause, count in counters.by_cause.items():
+        recovered.add_metric([cause], count)
+    claim = HistogramMetricFamily("rock_claim_seconds", "From the request for a lease to its sandbox.")
+    claim.add_metric([], counters.claim_seconds.buckets(), counters.claim_seconds.sum)
+    return [leases, granted, ended, refused, recovered, claim]
+
+
+def _storage_metrics(control: Control) -> list[Metric]:
+    history = control.history
+    return [
+        GaugeMetricFamily("rock_database_up", "1 if it could be written last time.", value=float(not control.trouble)),
+        GaugeMetricFamily("rock_history_waiting", "Events and views that wait to be stored.", value=len(history)),
+        CounterMetricFamily("rock_events_dropped", "Events that were never stored.", value=history.dropped),
+    ]
+
+
+def _ledger_metrics(ledgers: Sequence[LedgerView]) -> list[Metric]:
+    conserved = GaugeMetricFamily("rock_ledger_conserved", "1 if every episode is booked once.", labels=["run"])
+    episodes = GaugeMetricFamily("rock_ledger_episodes", "Episodes of runs at work.", labels=["run", "account"])
+    for ledger in ledgers:
+        conserved.add_metric([ledger.run_id], float(ledger.conserved))
+        for account, count in ledger.accounts.items():
+            episodes.add_metric([ledger.run_id, account.value], count)
+    return [conserved, episodes]
+
+
+def _quarantine_metric(views: Sequence[QuarantineView]) -> Metric:
+    quarantine = GaugeMetricFamily(
+        "rock_quarantine", "What is refused because it fails again and again.", labels=["kind"]
+    )
+    counts = Counter(view.kind for view in views)
+    for kind in ("image", "task"):
+        quarantine.add_metric([kind], counts[kind])  # type: ignore[index]
+    return quarantine

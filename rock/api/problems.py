@@ -35,6 +35,8 @@ _SHOWN_ERRORS = 3
 
 PROBLEM_SCHEMA = {
     "type": "object",
+    "description": "RFC 9457.",
+    "required": ["type", "title", "status", "detail", "hint", "cause", "fault", "request_id"],
     "properties": {
         "type": {"type": "string", "examples": ["urn:rock:capacity-exceeded"]},
         "title": {"type": "string"},
@@ -46,11 +48,6 @@ PROBLEM_SCHEMA = {
         "request_id": {"type": "string", "description": "Also in the platform's log, for every line of this request."},
     },
 }
-
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {"description": "The error.", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
-}
-
 
 _RETRY_AFTER_S: dict[type[RockError], int] = {QuotaExceeded: 1, CapacityExceeded: 2, Recovering: 1, StorageError: 2}
 """What passes by itself, and when it is worth asking again."""
@@ -71,7 +68,7 @@ def install(app: FastAPI) -> None:
     async def on_rock_error(request: Request, error: RockError) -> Response:
         level = logging.INFO if error.http_status < 500 else logging.WARNING
         path = request.url.path
-        log.log(level, "request=%s %s %s: %s: %s", request_id.get(), request.method, path, error.code, error.message)
+        log.log(level, "%s %s: %s: %s", request.method, path, error.code, error.message)
         return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
@@ -89,14 +86,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> Response:
-        log.error("request=%s %s %s failed", request_id.get(), request.method, request.url.path, exc_info=error)
-        return problem_response(
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        response = problem_response(
             RockError(
                 f"{request.method} {request.url.path} failed inside the platform",
                 hint="This is a bug; the platform's log has its traceback.",
                 cause=f"{type(error).__name__}: {error}",
             )
         )
+        response.headers["X-Request-Id"] = request_id.get()  # answered outside the guard, which names it otherwise
+        return response
 
 
 def _sentence(errors: Sequence[Any]) -> str:

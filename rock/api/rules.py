@@ -64,7 +64,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/nodes/{name}/uncordon"): Rule("admin", (NotFound, Conflict, StorageError)),
     ("POST", "/nodes/{name}/drain"): Rule("admin", (NotFound, Conflict, StorageError)),
     ("GET", "/quarantine"): Rule("read"),
-    ("DELETE", "/quarantine/{subject:path}"): Rule("admin", (NotFound,)),
+    ("DELETE", "/quarantine/{subject}"): Rule("admin", (NotFound,)),
     ("GET", "/events"): Rule("read", (StorageError,)),
     ("GET", "/events/stream"): Rule("read", (StorageError,)),
     ("POST", "/shutdown"): Rule("admin"),
@@ -103,7 +103,7 @@ _UNKNOWN = Rule("admin")
 
 def rule_of(method: str, path: str) -> Rule:
     """``path``: as the route is written, with its parameters' names."""
-    return RULES.get((method, path.removeprefix(VERSION)), _UNKNOWN)
+    return RULES.get((method, path.removeprefix(VERSION).replace(":path}", "}")), _UNKNOWN)
 
 
 async def permit(request: Request) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from rock.api.app import create_app
+from rock.api.log_lines import log_to_stderr
 from rock.api.server import serve as serve_api
 from rock.cli import _state
 from rock.cli._guardian import GUARDIAN_ENV, RESTARTED_ENV
@@ -29,10 +29,7 @@ from rock.sdk.home import server_path
 
 def serve(settings: Settings) -> None:
     """Until a signal or a shutdown request. Raises Conflict (port or home in use) and all that Platform.open raises."""
-    level = logging.DEBUG if os.environ.get("ROCK_DEBUG") else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for noisy in ("httpx", "httpcore", "docker", "urllib3", "alembic", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_to_stderr(debug=bool(os.environ.get("ROCK_DEBUG")))
     guarding = Guarding.of_this_process()
     if guarding.why and settings.port == 0:
         settings = replace(settings, port=_state.previous_port(settings.home))

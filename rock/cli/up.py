@@ -129,8 +129,13 @@ def _already(server: ServerFile) -> None:
 def _started(server: ServerFile, settings: Settings) -> None:
     from rock.cli._client import ask_at
     from rock.cli._server import fallback_reason
+    from rock.sdk import Unauthorized
 
-    health = ask_at(server.url, lambda rock: rock.health())
+    try:
+        health = ask_at(server.url, lambda rock: rock.health())
+    except Unauthorized:
+        say(f"The platform runs at [bold]{server.url}[/] (pid {server.pid}). It has keys: set ROCK_KEY to one of them.")
+        return
     say(
         f"The platform runs at [bold]{server.url}[/] "
         f"(pid {health.pid}, runtime {health.runtime}, state in {settings.home})."

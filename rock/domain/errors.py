@@ -26,6 +26,8 @@ class RockError(Exception):
     code: ClassVar[str] = "internal"
     fault: ClassVar[Fault] = Fault.PLATFORM
     http_status: ClassVar[int] = 500
+    request_id: str = ""
+    """Of the request that met it, where it came over the API: the platform's log names it in every line of that one."""
 
     def __init__(self, message: str, *, hint: str = "", cause: str = "") -> None:
         super().__init__(message)
@@ -186,8 +188,10 @@ def from_problem(problem: dict[str, object]) -> RockError:
     """The inverse of :meth:`RockError.to_problem`; an unknown type becomes a plain :class:`RockError`."""
     code = str(problem.get("type", "")).removeprefix("urn:rock:")
     cls = BY_CODE.get(code, RockError)
-    return cls(
+    error = cls(
         str(problem.get("detail") or problem.get("title") or "unknown error"),
         hint=str(problem.get("hint") or ""),
         cause=str(problem.get("cause") or ""),
     )
+    error.request_id = str(problem.get("request_id") or "")
+    return error

@@ -117,6 +117,20 @@ def test_secrets_are_shown_once_and_survive_a_restart_as_hashes(served: Make, sh
     asyncio.run(main())
 
 
+def test_a_key_does_not_become_the_owners_by_being_in_the_environment_of_the_next_start(served: Make) -> None:
+    async def main() -> None:
+        async with served() as s:
+            admin = await made(s.http, scope="admin")
+            reader = await made(s.http, bearer(admin["secret"]), scope="read")
+        async with served(key=reader["secret"]) as s:
+            mine = bearer(reader["secret"])
+            assert (await s.http.get("/health", headers=mine)).status_code == 200
+            assert (await s.http.get("/keys", headers=mine)).status_code == 403
+            assert (await s.http.get("/keys", headers=bearer(admin["secret"]))).status_code == 200
+
+    asyncio.run(main())
+
+
 def test_wrong_secrets_of_every_shape_are_refused(served: Make) -> None:
     async def main() -> None:
         async with served() as s:
