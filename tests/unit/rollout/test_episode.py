@@ -110,6 +110,24 @@ def test_an_episode_that_is_won() -> None:
     assert len(set(engine.seeds)) == 3, "each turn has its own random stream"
 
 
+def test_an_episode_whose_sandbox_was_replaced_counts_and_may_take_longer() -> None:
+    class Recovering(ScriptedSessions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recoveries = ["of an episode before"]
+
+        async def step(self, action):
+            if len(self.recoveries) == 1:
+                await asyncio.sleep(0.1)  # twice the deadline of a step
+                self.recoveries.append("of this one")
+            return await super().step(action)
+
+    trajectory = play(Recovering(), recovery_s=2.0)
+    assert trajectory.outcome == Completed(1.0, True)
+    assert trajectory.recoveries == 1
+    assert isinstance(play(Recovering()).outcome, Void)
+
+
 def test_what_was_sampled_is_never_tokenised_again() -> None:
     engine = ScriptedEngine()
     trajectory = play(ScriptedSessions(), engine)
@@ -127,6 +145,7 @@ def test_limits_truncate_and_count() -> None:
     ("fails", "cause"),
     [
         ({"open": errors.CapacityExceeded("full")}, VoidCause.PLATFORM),
+        ({"step": errors.Diverged("another state")}, VoidCause.ENVIRONMENT_ERROR),
         ({"open": errors.PlatformUnavailable("away")}, VoidCause.PLATFORM),
         ({"open": None}, VoidCause.DEADLINE),
         ({"reset": errors.EnvironmentError("bug")}, VoidCause.RESET_FAILED),
