@@ -18,6 +18,7 @@ class VoidCause(StrEnum):
     RESET_FAILED = "reset_failed"
     DEADLINE = "deadline"  # the platform, not the policy, was too slow
     LEASE_LOST = "lease_lost"
+    QUARANTINED = "quarantined"  # its task cannot be reset, again and again: leave it out
     PLATFORM = "platform"  # control plane unreachable, no capacity
 
 

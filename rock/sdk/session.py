@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
-from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, RockError
+from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, Quarantined, RockError
 from rock.domain.errors import EnvironmentError as EnvironmentFailed
 from rock.sdk.hedging import Hedge, ResetTimes
 from rock.sdk.journal import Journal
@@ -22,7 +22,8 @@ from rock.sdk.recovery import LOSSES, Patience, Seat
 from rock.wire.models import LeaseView, RecoveryReport
 
 Report = Callable[[str, str, str, float], Awaitable[object]]
-"""Tells the platform that an environment failed at a task: environment, task, reason, seconds since the call began."""
+"""Tells the platform that an environment failed at a task: environment, task, reason, seconds since the call began.
+None: the task is not in quarantine."""
 
 _REPORT_TIMEOUT_S = 2.0
 
@@ -136,7 +137,8 @@ class EnvSession:
     ) -> Reset:
         """Start the episode of (task, seed, options); what is not given stays as it was.
 
-        Raises: NotFound (caller: no such task); EnvironmentError (environment: its own code raised);
+        Raises: NotFound (caller: no such task); EnvironmentError (environment: its own code raised), and Quarantined
+        (environment) when it did so again and again at this task;
         SandboxLost (platform: the sandbox died, its evidence is in ``cause``, and no other took its place);
         DeadlineExceeded (platform: not within ``timeout_s``); LeaseExpired (caller: the session is not open).
         """
@@ -150,19 +152,26 @@ class EnvSession:
             try:
                 value = await self._numbered(0, self._reset(timeout_s or self._patience.reset_s))
             except EnvironmentFailed as error:
-                await self._tell_of(error, time.monotonic() - began)
+                if await self._in_quarantine(error, time.monotonic() - began):
+                    raise Quarantined(
+                        f"task {self.task!r} of {self.name!r} cannot be reset, again and again: {error.message}",
+                        hint=f"Leave it out, or mend it and `rock quarantine clear {self.name}/{self.task}`.",
+                        cause=error.cause,
+                    ) from error
                 raise
             self._journal.was_reset(value)
         return Reset(value["observation"], value["info"])
 
-    async def _tell_of(self, error: RockError, elapsed_s: float) -> None:
-        """A task at which its environment fails again and again comes into quarantine; that the platform does not hear
-        of one failure changes nothing for whoever met it."""
+    async def _in_quarantine(self, error: RockError, elapsed_s: float) -> bool:
+        """Tell the platform of the failure; True if the task is in quarantine by now. That the platform does not hear
+        of it changes nothing for whoever met it."""
         if self._report is None or not self.task:
-            return
+            return False
         with suppress(RockError, TimeoutError):
             async with asyncio.timeout(_REPORT_TIMEOUT_S):
-                await self._report(self.name, self.task, f"{error.message} {error.cause}".strip(), elapsed_s)
+                reason = f"{error.message} {error.cause}".strip()
+                return await self._report(self.name, self.task, reason, elapsed_s) is not None
+        return False
 
     async def step(self, action: Any, *, timeout_s: float | None = None) -> Step:
         """Act once. After DeadlineExceeded the same action may be given again: it acts once all the same.

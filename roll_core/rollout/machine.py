@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from rock.domain.outcome import LedgerState, Void
+from rock.domain.outcome import LedgerState, Void, VoidCause
 from roll_core.rollout.admission import Admission
 from roll_core.rollout.buffer import Buffer, Order
 from roll_core.rollout.groups import GroupBook, OpenGroup, ReadyGroup, Running, has_signal
@@ -145,7 +145,10 @@ class RolloutMachine:
     def _voided(self, trajectory: Trajectory) -> Effects:
         group = self.groups.void(trajectory.id)
         effects = Effects(booked=(self._book(trajectory, LedgerState.VOID),))
-        if group.voids < self.settings.max_voids_per_group:
+        outcome = trajectory.outcome
+        if isinstance(outcome, Void) and outcome.cause is VoidCause.QUARANTINED:
+            self.tasks.leave_out(trajectory.task)
+        elif group.voids < self.settings.max_voids_per_group:
             return effects
         return effects + self._give_up(group, LedgerState.CANCELLED)  # this task breaks every sandbox it meets
 

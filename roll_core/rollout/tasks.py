@@ -17,6 +17,7 @@ class TaskQueue:
         self._tasks = tuple(tasks)
         self._seed = seed
         self.position = position
+        self._left_out: set[str] = set()
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> tuple[str, ...]:
@@ -24,8 +25,19 @@ class TaskQueue:
         random.Random(f"{self._seed}/{epoch}").shuffle(order)
         return tuple(order)
 
+    def leave_out(self, task: str) -> None:
+        """Pass it over from now on, unless that leaves none. Not part of the position: after a restart it is tried."""
+        self._left_out.add(task)
+
     def take(self) -> tuple[str, int]:
         """The next task and the environment seed to play it with."""
+        if self._left_out.issuperset(self._tasks):
+            self._left_out.clear()
+        while (taken := self._next())[0] in self._left_out:
+            pass
+        return taken
+
+    def _next(self) -> tuple[str, int]:
         epoch, index = divmod(self.position, len(self._tasks))
         seed = random.Random(f"{self._seed}/env/{self.position}").getrandbits(31)
         self.position += 1
