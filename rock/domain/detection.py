@@ -52,12 +52,14 @@ class Patience:
     strain_factor: float = 10.0
     """By how much ``dead_after_s`` grows while the machine is under strain, or while the guest gets on with something.
     A guest that *sleeps* through our question is not starved, and gets no more time for that."""
+    strained_suspect_factor: float = 5.0
+    """By how much ``suspect_after_s`` grows under strain, where there is no proof: half a second says nothing then."""
 
     def __post_init__(self) -> None:
         if not (self.suspect_after_s > 0 and self.frozen_after_s > 0 and self.dead_after_s > 0):
             raise ValueError(f"all times of a patience must be above 0, got {self}")
-        if self.strain_factor < 1:
-            raise ValueError(f"strain_factor is {self.strain_factor}, expected at least 1")
+        if min(self.strain_factor, self.strained_suspect_factor) < 1:
+            raise ValueError(f"the factors of a patience must be at least 1, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ class Watch:
         limit_s = patience.dead_after_s * (patience.strain_factor if self._lenient(strained) else 1.0)
         if silent_s >= limit_s:
             return Judgement(Verdict.DEAD, "probe", f"{said}; its process is {seen}" if self._looks else said)
+        if strained and silent_s < patience.suspect_after_s * patience.strained_suspect_factor:
+            return ALIVE
         return Judgement(Verdict.SUSPECT, "probe", said)
 
     def _lenient(self, strained: bool) -> bool:

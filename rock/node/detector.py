@@ -140,10 +140,10 @@ class Detector:
             health.watch.looked(look)
             now, at = asyncio.get_running_loop().time(), self._attention.now_s
             judgement = health.watch.judge(at, self._patience, strained=self._strain.strained(now))
+            health.look_at = at + self._until_next_look_s(health, look, at)
             if judgement.verdict is Verdict.ALIVE:
                 return
             self._suspect(record, judgement.detail)
-            health.look_at = at + self._until_next_look_s(health, look, at)
             if judgement.verdict is Verdict.DEAD:
                 health.note_probe(False, health.watch.silent_s(at), judgement.detail)
                 await self.fail(record, judgement.cause, judgement.detail)
@@ -166,7 +166,8 @@ class Detector:
 
     def _suspect(self, record: Record, why: str) -> None:
         health = record.health
-        if health.looks == 0:
+        if not health.suspected:
+            health.suspected = True
             health.note_probe(False, health.watch.silent_s(self._attention.now_s), why)
         if record.state is _S.LEASED:
             self._fleet.move(record, _S.SUSPECT)

@@ -60,6 +60,8 @@ class Health:
     """When to ask next, on the attentive clock; and when to look at its process again, while it is silent."""
     look_at: float = 0.0
     looks: int = 0
+    suspected: bool = False
+    """In the present silence."""
     looking: bool = False
     withdrawn: bool = False
     """Taken off the shelf because it was silent."""
@@ -77,7 +79,7 @@ class Health:
     def heard(self, now: float) -> None:
         self.heard_at = now
         self.watch.answered()
-        self.looks = 0
+        self.looks, self.suspected = 0, False
 
     def new_steps(self, steps: Steps) -> dict[float, int]:
         """Those since the last time."""

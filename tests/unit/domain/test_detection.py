@@ -76,7 +76,7 @@ def test_a_stopped_process_is_proof_whatever_the_machine_does(seen: Seen, cause:
     judgement = watch.judge(0.8, PATIENCE, strained=strained)
     assert (judgement.verdict, judgement.cause) == (Verdict.DEAD, cause)
     watch.looked(Look(Seen.RUNNABLE))  # somebody let it go on
-    assert watch.judge(0.8, PATIENCE, strained=strained).verdict is Verdict.SUSPECT
+    assert watch.judge(0.8, PATIENCE, strained=strained).verdict is not Verdict.DEAD
 
 
 @given(looks, st.booleans())
@@ -117,8 +117,16 @@ def test_strain_is_remembered_for_a_while(at: float, later: float) -> None:
     assert strain.strained(at + later) == (at + later < at + 10.0)
 
 
+def test_under_strain_half_a_second_is_no_reason_for_suspicion_unless_there_is_proof() -> None:
+    unproven, proven = silent([Look(Seen.RUNNABLE)]), silent([Look(Seen.STOPPED)])
+    for strained, verdict in ((False, Verdict.SUSPECT), (True, Verdict.ALIVE)):
+        assert unproven.judge(0.5, PATIENCE, strained=strained).verdict is verdict
+        assert proven.judge(0.5, PATIENCE, strained=strained).verdict is Verdict.SUSPECT
+    assert unproven.judge(2.0, PATIENCE, strained=True).verdict is Verdict.SUSPECT
+
+
 def test_patience_must_make_sense() -> None:
     with pytest.raises(ValueError, match="above 0"):
         Patience(dead_after_s=0)
-    with pytest.raises(ValueError, match="strain_factor"):
+    with pytest.raises(ValueError, match="factors"):
         Patience(strain_factor=0.5)
