@@ -180,7 +180,7 @@ class NodeProcess:
 def _lives(process: psutil.Process) -> bool:
     """Ended processes that nobody has looked after, as in a container whose first process reaps none, do not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

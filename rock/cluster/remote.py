@@ -45,6 +45,8 @@ Locate = Callable[[], Awaitable[wire.Address]]
 
 M = TypeVar("M", bound=Message)
 
+# Looks that go unanswered on a connection before it is given up for broken.
+_UNANSWERED = 3
 # What a node that was started again says before it has adopted would read as if all its sandboxes were gone.
 _NEEDS_ADOPTION = frozenset({"sandboxes", "sandbox", "fence"})
 
@@ -85,6 +87,7 @@ class RemoteNode:
         self._trouble: RockError = PlatformUnavailable(f"node {name} was not reached yet")
         self._view: NodeView | None = None
         self._viewed_at = 0.0
+        self._unanswered = 0
         self._owed_releases: dict[str, str] = {}
         self._pools: dict[str, wire.PoolCall] = {}
         self._refusing = False
@@ -227,7 +230,14 @@ class RemoteNode:
 
     async def view(self) -> NodeView:
         """As it is now. What was seen last, and when, is in ``last_view`` and ``age_s``."""
-        value = await self._ask("view", within_s=self._timing.view_s)
+        try:
+            value = await self._ask("view", within_s=self._timing.view_s)
+        except DeadlineExceeded:
+            self._unanswered += 1
+            if self._unanswered >= _UNANSWERED and self._link is not None:
+                await self._link.close()  # whoever waits on it hears of it now; a connection made anew may get through
+            raise
+        self._unanswered = 0
         self._view = _parsed(NodeView, value).model_copy(update={"generation": self._generation})
         self._viewed_at = time.monotonic()
         return self._view

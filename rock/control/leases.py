@@ -26,7 +26,7 @@ from rock.control.offers import Offers
 from rock.control.once import Once
 from rock.control.rebinding import HELD, Rebinding
 from rock.domain.clock import Clock
-from rock.domain.errors import InvalidRequest, LeaseExpired, Recovering, RockError, SandboxLost, StorageError
+from rock.domain.errors import LeaseExpired, Recovering, RockError, SandboxLost, StorageError
 from rock.domain.leases import Held, LeaseBook
 from rock.store.fleet import FleetStore, StoredLease
 from rock.wire.handle import HeldLease, NodeHandle, token_sha256
@@ -89,23 +89,24 @@ class LeaseService:
         offer = await self.offers.of(request)
         check_time(request, offer.env)
         await self._records.ready()
-        spec = offer.spec
-        node = await self._nodes.choose(spec)
-        if not spec.image:
-            spec = spec.model_copy(update={"image": node.default_image})
         lease_id, token = f"ls-{secrets.token_hex(6)}", secrets.token_urlsafe(24)
         began = self._clock.now()
         self._claims[lease_id] = _FIRST_EPOCH
+
+        async def claim(node: NodeHandle, wait_s: float) -> SandboxView:
+            image = offer.spec.image or node.default_image
+            return await node.claim(
+                offer.spec.model_copy(update={"image": image}),
+                lease_id=lease_id,
+                token_sha256=token_sha256(token),
+                epoch=_FIRST_EPOCH,
+                run_id=request.run_id,
+                wait_s=wait_s,
+            )
+
         try:
             with self._quota.granting(caller, self._held_by(caller)):
-                sandbox = await node.claim(
-                    spec,
-                    lease_id=lease_id,
-                    token_sha256=token_sha256(token),
-                    epoch=_FIRST_EPOCH,
-                    run_id=request.run_id,
-                    wait_s=request.wait_s,
-                )
+                node, sandbox = await self._nodes.place(offer.spec, claim, request.wait_s)
                 lease = StoredLease(
                     lease_id,
                     sandbox.id,
@@ -115,7 +116,7 @@ class LeaseService:
                     request.ttl_s,
                     request.run_id,
                     request.env,
-                    spec,
+                    sandbox.spec,
                     request.labels,
                     datetime.now(UTC),
                     offer.recovery,
@@ -232,9 +233,7 @@ class LeaseService:
         The holder may be the first to know of the loss; its word is taken for it.
         Raises: LeaseExpired, NotFound; SandboxLost when it does not recover; Recovering after ``wait_s``.
         """
-        held = self._book.get(lease_id)
-        if request.epoch > held.epoch:
-            raise InvalidRequest(f"lease {lease_id} is at epoch {held.epoch}, the caller at {request.epoch}")
+        held = self._book.catch_up(lease_id, request.epoch)
         if held.bound and held.epoch == request.epoch:
             self._lost(held, f"its holder says: {request.why}" if request.why else "its holder says so")
         deadline = asyncio.get_running_loop().time() + request.wait_s

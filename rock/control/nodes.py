@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 _LOOK_TIMEOUT_S = 2.0
 # A claim waits this long for a node that has just missed a heartbeat, or is just rejoining, when there is no other.
 _SETTLE_S = 3.0
+
+
+Claim = Callable[[NodeHandle, float], Awaitable[SandboxView]]
+"""Claim on a node, waiting for so many seconds at most."""
 
 
 class LeaseKeeper(Protocol):
@@ -89,6 +93,11 @@ class NodeBook:
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def starved_s(self) -> float:
+        """How long this process did not run when it should have, in all."""
+        return self._lag.starved_s
 
     def get(self, name: str) -> NodeHandle:
         """Raises NotFound."""
@@ -358,6 +367,23 @@ class NodeBook:
                     await self._changed.wait()
             except TimeoutError:
                 raise self._nobody() from None
+
+    async def place(self, spec: SandboxSpec, claim: Claim, wait_s: float) -> tuple[NodeHandle, SandboxView]:
+        """Choose a node and claim there. One that breaks off meanwhile is no reason to give up while there are others.
+
+        Raises what ``claim`` raises, and PlatformUnavailable when no node is left.
+        """
+        deadline = asyncio.get_running_loop().time() + wait_s
+        failed: set[str] = set()
+        while True:
+            node = await self.choose(spec, avoid=failed)
+            try:
+                return node, await claim(node, max(0.0, deadline - asyncio.get_running_loop().time()))
+            except PlatformUnavailable as error:
+                failed.add(node.name)
+                if failed >= self._members.keys():
+                    raise
+                log.warning("node=%s broke off a claim, another is asked: %s", node.name, error)
 
     async def _first_looks(self) -> None:
         unseen = [m for m in self._members.values() if m.view is None and not m.health.must_rejoin]
