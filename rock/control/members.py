@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from rock.domain.clock import Clock
 from rock.domain.nodes import NodeHealth, NodeStanding
@@ -15,6 +16,22 @@ from rock.wire.handle import NodeHandle
 from rock.wire.models import NodeView, SandboxSpec
 
 _BUSY = (SandboxState.REQUESTED, SandboxState.STARTING, SandboxState.LEASED, SandboxState.SUSPECT)
+
+
+class LeaseKeeper(Protocol):
+    """What the book of leases does when a node goes or comes."""
+
+    def node_lost(self, name: str, why: str) -> None:
+        """Its leases must live on elsewhere, or end."""
+        ...
+
+    async def readopt(self, node: NodeHandle) -> None:
+        """Tell a node that was away which leases are its own; those it lost are lost."""
+        ...
+
+    def drain(self, name: str, why: str) -> int:
+        """Move the leases that can be moved; how many there still are."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
 
-from rock.control.members import LagMeter, Member, Pool
+from rock.control.asking import all_sandboxes, find_sandbox
+from rock.control.members import LagMeter, LeaseKeeper, Member, Pool
+from rock.control.placing import Claim, Placer
 from rock.domain.clock import Clock, MonotonicClock
-from rock.domain.errors import DeadlineExceeded, NotFound, PlatformUnavailable, RockError
+from rock.domain.errors import NotFound, PlatformUnavailable, RockError
 from rock.domain.nodes import TRANSITIONS, HeartbeatPolicy, NodeHealth, NodeStanding
 from rock.domain.outliers import OutlierBook, OutlierPolicy, slowness
-from rock.domain.placement import choose
 from rock.store.nodes import NodeStore, Word
 from rock.wire.handle import NodeHandle
 from rock.wire.models import EventView, NodeView, SandboxSpec, SandboxView
@@ -35,26 +35,6 @@ _LOOK_TIMEOUT_S = 2.0
 _SETTLE_S = 3.0
 
 
-Claim = Callable[[NodeHandle, float], Awaitable[SandboxView]]
-"""Claim on a node, waiting for so many seconds at most."""
-
-
-class LeaseKeeper(Protocol):
-    """What the book of leases does when a node goes or comes."""
-
-    def node_lost(self, name: str, why: str) -> None:
-        """Its leases must live on elsewhere, or end."""
-        ...
-
-    async def readopt(self, node: NodeHandle) -> None:
-        """Tell a node that was away which leases are its own; those it lost are lost."""
-        ...
-
-    def drain(self, name: str, why: str) -> int:
-        """Move the leases that can be moved; how many there still are."""
-        ...
-
-
 class NodeBook:
     def __init__(
         self,
@@ -65,10 +45,10 @@ class NodeBook:
         heartbeat: HeartbeatPolicy | None = None,
         outliers: OutlierPolicy | None = None,
     ) -> None:
-        self._rng = rng
         self._clock = clock or MonotonicClock()
         self._policy = heartbeat or HeartbeatPolicy()
         self._outliers = OutlierBook(outliers)
+        self._placer = Placer(self._clock, rng, self._outliers)
         self._members: dict[str, Member] = {}
         self._pools: dict[str, Pool] = {}
         self._words: dict[str, Word] = {}
@@ -357,16 +337,16 @@ class NodeBook:
         while True:
             self._changed.clear()
             await self._first_looks()
-            chosen = self._place(spec.digest, avoid)
+            chosen = self._placer.place(self._members, spec.digest, avoid)
             if chosen is not None:
                 return chosen
             if not any(m.standing is NodeStanding.SUSPECT for n, m in self._members.items() if n not in avoid):
-                raise self._nobody()
+                raise self._placer.nobody(self._members)
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
             except TimeoutError:
-                raise self._nobody() from None
+                raise self._placer.nobody(self._members) from None
 
     async def place(self, spec: SandboxSpec, claim: Claim, wait_s: float) -> tuple[NodeHandle, SandboxView]:
         """Choose a node and claim there. One that breaks off meanwhile is no reason to give up while there are others.
@@ -390,38 +370,6 @@ class NodeBook:
         if unseen:
             await asyncio.gather(*(self._look(member) for member in unseen))
 
-    def _place(self, digest: str, avoid: Collection[str]) -> NodeHandle | None:
-        now = self._clock.now()
-        loads = []
-        for name, member in self._members.items():
-            standing = member.health.standing(now)
-            takes = standing in (NodeStanding.UP, NodeStanding.EJECTED) and name not in avoid
-            if takes and member.view is not None:
-                on_trial = self._outliers.on_trial(name, now)
-                full = on_trial and member.trial_leases >= self._outliers.policy.trial_leases
-                loads.append(member.load(digest, last_resort=full or standing is NodeStanding.EJECTED))
-        if len(loads) == 1:  # sick or not: its own refusal says most
-            chosen = loads[0]
-        elif (found := choose(loads, self._rng)) is not None:
-            chosen = found
-        else:
-            return None
-        member = self._members[chosen.name]
-        member.placed[digest] += 1
-        member.trial_leases += self._outliers.on_trial(chosen.name, now)
-        return member.handle
-
-    def _nobody(self) -> PlatformUnavailable:
-        now = self._clock.now()
-        each = [
-            f"{name} is {member.health.standing(now)}" + (f": {member.detail}" if member.detail else "")
-            for name, member in self._members.items()
-        ]
-        return PlatformUnavailable(
-            f"no node takes new leases ({'; '.join(each) or 'none has joined'})",
-            hint="`rock node list` shows the nodes, `rock node uncordon` lets one take leases again.",
-        )
-
     # --- looking through them
 
     async def views(self) -> list[NodeView]:
@@ -442,24 +390,8 @@ class NodeBook:
 
     async def sandboxes(self) -> list[SandboxView]:
         """Of every node that answers."""
-        answers = await asyncio.gather(*(node.sandboxes() for node in self), return_exceptions=True)
-        return [view for answer in answers for view in _unless_silent(answer)]
+        return await all_sandboxes(list(self))
 
     async def find(self, sandbox_id: str) -> tuple[NodeHandle, SandboxView]:
         """Raises NotFound when no node that answers has it."""
-        nodes = list(self)
-        answers = await asyncio.gather(*(node.sandbox(sandbox_id) for node in nodes), return_exceptions=True)
-        for node, answer in zip(nodes, answers, strict=True):
-            if isinstance(answer, SandboxView):
-                return node, answer
-            if not isinstance(answer, NotFound | PlatformUnavailable | DeadlineExceeded):
-                raise answer
-        raise NotFound(f"no living sandbox {sandbox_id!r}", hint="`rock ps` lists them.")
-
-
-def _unless_silent(answer: Sequence[SandboxView] | BaseException) -> Sequence[SandboxView]:
-    if isinstance(answer, PlatformUnavailable | DeadlineExceeded):
-        return ()
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+        return await find_sandbox(list(self), sandbox_id)
