@@ -19,6 +19,7 @@ from rock.cli import (
     image,
     key,
     logs,
+    node,
     ps,
     quarantine,
     run,
@@ -66,8 +67,10 @@ app.command("up", rich_help_panel=PLATFORM)(up.up)
 app.command("down", rich_help_panel=PLATFORM)(down.down)
 app.command("doctor", rich_help_panel=PLATFORM)(doctor.doctor)
 app.command("version", rich_help_panel=PLATFORM)(version.version)
+app.add_typer(node.app, name="node", rich_help_panel=PLATFORM)
 app.add_typer(key.app, name="key", rich_help_panel=PLATFORM)
 app.command("ps", rich_help_panel=SANDBOXES)(ps.ps)
+app.command("inspect", rich_help_panel=SANDBOXES)(sandbox.inspect)
 app.command("logs", rich_help_panel=SANDBOXES)(logs.logs)
 app.command("events", rich_help_panel=SANDBOXES)(events.events)
 app.command("exec", rich_help_panel=SANDBOXES, context_settings={"allow_interspersed_args": False})(exec_.exec_)
