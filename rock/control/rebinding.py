@@ -17,10 +17,11 @@ from rock.control.lease_records import LeaseRecords
 from rock.control.nodes import NodeBook
 from rock.domain.backoff import Backoff, BackoffPolicy
 from rock.domain.clock import Clock
-from rock.domain.errors import ImageNotFound, InvalidRequest, NotFound, Quarantined, RockError
+from rock.domain.errors import ImageNotFound, InvalidRequest, NotFound, PlatformUnavailable, Quarantined, RockError
 from rock.domain.leases import LeaseBook
 from rock.domain.sandbox import SandboxState
 from rock.store.fleet import StoredLease
+from rock.wire.handle import NodeHandle
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +99,11 @@ class Rebinding:
         began = self._clock.now()
         deadline = asyncio.get_running_loop().time() + RECOVERY_WAIT_S
         backoff = Backoff(BackoffPolicy(base_s=0.1, cap_s=2.0), random.Random())
+        tried: set[str] = set()
         while (epoch := self._book.attempt(lease.id)) is not None:
             left_s = deadline - asyncio.get_running_loop().time()
             try:
-                moved = await self._attempt(lease, epoch, min(_ATTEMPT_WAIT_S, max(0.1, left_s)))
+                moved = await self._attempt(lease, epoch, min(_ATTEMPT_WAIT_S, max(0.1, left_s)), tried)
             except (RockError, TimeoutError) as error:
                 pause_s = backoff.failed(self._clock.now())
                 left_s = deadline - asyncio.get_running_loop().time() - pause_s
@@ -116,9 +118,9 @@ class Rebinding:
                 self._done(moved, why, self._clock.now() - began)
             return
 
-    async def _attempt(self, lease: StoredLease, epoch: int, wait_s: float) -> StoredLease | None:
+    async def _attempt(self, lease: StoredLease, epoch: int, wait_s: float, tried: set[str]) -> StoredLease | None:
         """None if the lease ended meanwhile."""
-        node = await self._nodes.choose(lease.spec)
+        node = await self._choose(lease, tried)
         self._claims[lease.id] = epoch
         try:
             async with asyncio.timeout(wait_s + _CLAIM_GRACE_S):
@@ -138,6 +140,18 @@ class Rebinding:
             await node.release(sandbox.id, reason="its lease has ended")
             return None
         return replace(lease, sandbox_id=sandbox.id, node=node.name, epoch=epoch, recoveries=held.recoveries)
+
+    async def _choose(self, lease: StoredLease, tried: set[str]) -> NodeHandle:
+        """One that was not tried in vain yet, if there is one."""
+        try:
+            node = await self._nodes.choose(lease.spec, avoid=tried)
+        except PlatformUnavailable:
+            if not tried:
+                raise
+            tried.clear()
+            node = await self._nodes.choose(lease.spec)
+        tried.add(node.name)
+        return node
 
     # --- the lost one
 

@@ -164,6 +164,14 @@ class LeaseBook:
         self._held[lease_id] = replace(held, epoch=held.epoch + 1)
         return held.epoch + 1
 
+    def catch_up(self, lease_id: str, epoch: int) -> Held:
+        """Its holder speaks for a later epoch than the book knows: a crash forgot what was not yet stored. What is
+        bound under the old epoch is not the holder's any more. Raises as :meth:`get`."""
+        held = self.get(lease_id)
+        if epoch > held.epoch:
+            held = self._held[lease_id] = replace(held, epoch=epoch)
+        return held
+
     def rebind(self, lease_id: str, sandbox_id: str, *, node: str, epoch: int) -> Held | None:
         """The attempt of ``epoch`` found ``sandbox_id``. None if the lease has ended or gone on to another attempt:
         then nobody holds the sandbox."""

@@ -92,9 +92,11 @@ class HeldLease:
         self._lease = await self._take()
         try:
             await self._connect()
-        except BaseException:
-            await self.close()
-            raise
+        except BaseException as error:
+            if not (self.recovers and isinstance(error, _GONE)):
+                await self.close()
+                raise
+            self.lose(error)  # it died on the way here; the first call meets another
         self._beat = asyncio.create_task(self._keep_beating(self._lease), name=f"heartbeat {self._lease.id}")
         return self._lease
 
@@ -354,7 +356,7 @@ class HeldLease:
         self._follower = None  # so that connecting anew does not cancel this very task
         try:
             await self._connect()
-        except _GONE as error:
+        except RockError as error:
             if self._lease is not None:
                 self.lose(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -98,5 +99,40 @@ def test_the_trace_after_a_loss_is_that_of_an_undisturbed_episode(
                 await on_docker.until(first_is_gone)
         left = f"label=rock.instance={(on_docker.home / 'instance').read_text().strip()}"
         assert await docker("ps", "-aq", "--filter", left) == ""
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_episode_gives_its_sandbox_back_at_once_whatever_runs_in_it(
+    counter: EnvCatalog, on_docker: Any
+) -> None:
+    async def main() -> None:
+        async with served(on_docker.home, counter) as rock:
+            held: list[str] = []
+            stepping = asyncio.Event()
+
+            async def episode() -> None:
+                async with rock.env("counter", task="to-21") as env:
+                    await env.reset()
+                    held.append(env.sandbox_id)
+                    stepping.set()
+                    await env.step("sleep 30")
+
+            task = asyncio.create_task(episode())
+            await stepping.wait()
+            await asyncio.wait({task}, timeout=0.2)
+            began = time.monotonic()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert time.monotonic() - began < 1.0
+            assert await rock.leases() == []
+            assert held[0] not in {view.id for view in await rock.sandboxes(state="leased")}
+
+            async def gone() -> bool:
+                return held[0] not in await docker("ps", "-a", "--format", "{{.Names}}")
+
+            await on_docker.until(gone)
+            print(f"gone after {time.monotonic() - began:.2f} s")
 
     asyncio.run(main())

@@ -109,6 +109,12 @@ class LeaseBookMachine(RuleBasedStateMachine):
             self.unbound.remove(lease)
             self.living[lease] = (sandbox, self.living[lease][1])
 
+    @rule(lease=leases, ahead=st.integers(-1, 2))
+    def a_holder_knows_better(self, lease: str, ahead: int) -> None:
+        if lease in self.living and lease in self.unbound:
+            self.last[lease] += max(0, ahead)
+            assert self.book.catch_up(lease, self.last[lease] - (ahead < 0)).epoch == self.last[lease]
+
     @rule(seconds=st.floats(0, 2 * TTL_S))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
