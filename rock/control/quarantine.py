@@ -24,6 +24,8 @@ from rock.wire.models import EventView, QuarantineView, TaskFailure
 
 log = logging.getLogger(__name__)
 
+# A report takes this long at most, mostly: failures that were side by side may be heard of one after the other.
+REPORT_SLACK_S = 1.0
 # Only failures of a task are reported, never successes, so its rule is the window alone: the third within an hour.
 TASK_POLICY = QuarantinePolicy(IntensityPolicy(2, 3600.0), max_in_row=1000, retry_after_s=3600.0)
 
@@ -104,7 +106,9 @@ class QuarantineService:
     async def report(self, failure: TaskFailure) -> QuarantineView | None:
         """The environment failed at a task. The task's quarantine if it is in it by now: leave it out."""
         subject, now = f"{failure.env}/{failure.task}", self._clock.now()
-        verdict = self._tasks.failed(subject, began_at=now - failure.elapsed_s, now=now, reason=failure.reason)
+        verdict = self._tasks.failed(
+            subject, began_at=now - failure.elapsed_s - REPORT_SLACK_S, now=now, reason=failure.reason
+        )
         if verdict is Verdict.ADDED:
             self._event("quarantine.added", subject, failure.reason)
         entry = self._tasks.refuses(subject, now)

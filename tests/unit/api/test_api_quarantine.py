@@ -6,13 +6,20 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from rock.control import quarantine
 from rock.wire.models import SandboxSpec
 
 Make = Callable[..., Any]
 FAILURE = {"env": "toy", "task": "games/7", "reason": "the game file is empty"}
 
 
-def test_a_task_that_fails_three_times_is_in_quarantine_over_a_restart_until_somebody_clears_it(served: Make) -> None:
+def test_a_task_that_fails_three_times_is_in_quarantine_over_a_restart_until_somebody_clears_it(
+    served: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "REPORT_SLACK_S", 0.0)
+
     async def main() -> None:
         async with served() as s:
             assert [await s.post("/quarantine/tasks", FAILURE, status=200) for _ in range(2)] == [None, None]
