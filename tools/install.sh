@@ -65,7 +65,7 @@ install_demo() {
 
 install_test() {
   echo "install: test tools"
-  pip install -e '.[train,dashboard,postgres,dev]' || fail "pip cannot install the test tools (see above)."
+  pip install -e '.[train,dashboard,postgres,ray,dev]' || fail "pip cannot install the test tools (see above)."
   # The shipped ALFWorld engine, which ours is compared with; a part of it is built from source. (`rock env build`, and
   # with it `make demo`, does without what cannot be built.)
   pip install --no-deps -r envs/alfworld/requirements.txt -r envs/alfworld/requirements-optional.txt ||

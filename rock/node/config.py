@@ -22,8 +22,8 @@ class NodeConfig:
     start_timeout_s: float = 60.0
     """From the runtime's start call to the guest's first answer, the environment's import included."""
     probe_interval_s: float = 0.5
-    """Measured with 50 Docker sandboxes on two cores, both saturated: probing takes the node 2 % of a core, and all guests
-    together 2.6 %. Stopped or paused sandboxes were given up after 0.9-1.3 s, dead ones after 0.08-0.22 s."""
+    """Measured with 50 Docker sandboxes on two cores, both saturated: probing takes the node 2 % of a core, and all
+    guests together 2.6 %. Stopped or paused sandboxes were given up after 0.9-1.3 s, dead ones after 0.08-0.22 s."""
     probe_timeout_s: float = 0.4
     """A guest that has not answered for so long is suspect, and its process is looked at."""
     frozen_after_s: float = 0.8

@@ -32,7 +32,7 @@ from rock.domain.errors import ImageNotFound, InvalidRequest, RockError, Runtime
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.cgroups import docker_groups, oom_kills_in
 from rock.runtimes.docker_events import EventThread
-from rock.runtimes.looking import look_at_guest
+from rock.runtimes.looking import look_at_guest, look_in_groups
 from rock.runtimes.shared import INSIDE, environ_of, guest_argv, prepare, socket_path, user_of
 from rock.wire.models import SandboxSpec
 
@@ -88,7 +88,8 @@ class DockerRuntime:
         return await self._call(self._inspect, handle)
 
     async def look(self, handle: str) -> Look:
-        return await self._call(self._look, handle)
+        here = await asyncio.to_thread(look_in_groups, docker_groups(handle))
+        return here if here.seen is not Seen.UNKNOWN else await self._call(self._look, handle)
 
     async def list_owned(self) -> Sequence[Observed]:
         return await self._call(self._list_owned)

@@ -7,6 +7,7 @@ group, so that a recycled number, or another machine's, says nothing. Never rais
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from rock.domain.detection import Look, Seen
@@ -32,6 +33,27 @@ def look_at_guest(first_pid: int, cgroup_name: str = "") -> Look:
         if _GUEST in _read(f"/proc/{pid}/cmdline").encode().split(b"\0") and not _is_wrapper(pid):
             return _look(pid)
     return Look(Seen.UNKNOWN)
+
+
+def look_in_groups(groups: Iterable[Path]) -> Look:
+    """The same, where the sandbox's control groups are known: quicker than asking an engine, and without its help."""
+    for group in groups:
+        pids = [int(word) for word in _read(group / "cgroup.procs").split() if word != "0"]
+        guests = {pid: parent for pid in pids if (parent := _parent_of_guest(pid)) is not None}
+        if not guests:
+            continue
+        if _frozen(_read(f"/proc/{next(iter(guests))}/cgroup")):
+            return Look(Seen.PAUSED)
+        return _look(next((pid for pid, parent in guests.items() if parent not in guests), next(iter(guests))))
+    return Look(Seen.UNKNOWN)
+
+
+def _parent_of_guest(pid: int) -> int | None:
+    """None if it is no guest. A guest's environment is a fork of it, and looks like it but for its parent."""
+    if _GUEST not in _read(f"/proc/{pid}/cmdline").encode().split(b"\0") or _is_wrapper(pid):
+        return None
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else None
 
 
 def _look(pid: int) -> Look:

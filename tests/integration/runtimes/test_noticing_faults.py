@@ -151,7 +151,8 @@ def test_a_stopped_guest_and_one_that_goes_on(world: Any, spec: SandboxSpec) -> 
             stopped = guest_process(view.id)
             assert (await w.runtime.look(view.handle)).seen in (Seen.SLEEPING, Seen.RUNNABLE)
             stopped.send_signal(signal.SIGSTOP)
-            assert (await w.runtime.look(view.handle)).seen is Seen.STOPPED
+            while (await w.runtime.look(view.handle)).seen is not Seen.STOPPED:
+                assert stopped.is_running()  # it takes the signal in a moment
             evidence = await w.evidence(view)
             assert evidence.cause == "frozen"
             assert "stopped by a signal" in evidence.detail
