@@ -164,5 +164,5 @@ def _quarantine_metric(views: Sequence[QuarantineView]) -> Metric:
     )
     counts = Counter(view.kind for view in views)
     for kind in ("image", "task"):
-        quarantine.add_metric([kind], counts[kind])  # type: ignore[index]
+        quarantine.add_metric([kind], counts[kind])
     return quarantine

@@ -35,7 +35,7 @@ def events(
 
     async def main(rock: Rock) -> None:
         # Of several kinds each is asked for by itself: the list knows one at a time.
-        found = [e for k in kind or [None] for e in await rock.events(limit=max(lines, 1), kind=k, run_id=run or None)]
+        found = [e for k in kind or [""] for e in await rock.events(limit=max(lines, 1), kind=k, run_id=run)]
         past = sorted(found, key=lambda event: event.id)
         shown = past[-lines:] if lines else []
         if not follow:

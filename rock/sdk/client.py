@@ -119,6 +119,7 @@ class Rock:
         options: Mapping[str, Any] | None = None,
         wait_s: float = 60.0,
         ttl_s: float = 60.0,
+        needs_s: float = 0.0,
         reset_timeout_s: float = 60.0,
         step_timeout_s: float = 30.0,
         recovery_timeout_s: float = 60.0,
@@ -136,6 +137,8 @@ class Rock:
             options: passed to the environment's ``reset``.
             wait_s: how long to wait for a sandbox before CapacityExceeded.
             ttl_s: the sandbox is taken back this long after this process fell silent.
+            needs_s: how long it will be held at most, and then is taken back; 0: no limit. Less than the environment
+                declares for an episode, its scoring and its clean-up is refused with InvalidRequest.
             reset_timeout_s, step_timeout_s: default time-outs of ``reset`` and of ``step`` and ``call``.
             recovery_timeout_s: how much longer one of these may take when the sandbox is lost meanwhile, until another
                 has taken its place and the episode is replayed in it.
@@ -144,7 +147,15 @@ class Rock:
                 ready stays. ``"auto"``: once enough of them were seen; True: before that, after a quarter of the time.
             labels: kept with the lease for people to see.
         """
-        request = lease_request(env=name, ttl_s=ttl_s, wait_s=wait_s, run_id=run_id, labels=labels, recovery=recovery)
+        request = lease_request(
+            env=name,
+            ttl_s=ttl_s,
+            needs_s=needs_s,
+            wait_s=wait_s,
+            run_id=run_id,
+            labels=labels,
+            recovery=recovery,
+        )
         return EnvSession(
             lambda: HeldLease(self._transport, request),
             name,
@@ -167,6 +178,7 @@ class Rock:
         run_id: str = "",
         wait_s: float = 60.0,
         ttl_s: float = 60.0,
+        needs_s: float = 0.0,
         labels: Mapping[str, str] | None = None,
     ) -> Sandbox:
         """A plain sandbox of ``image`` for commands and files; use it with ``async with``.
@@ -187,6 +199,7 @@ class Rock:
                     run_id=run_id,
                     wait_s=wait_s,
                     ttl_s=ttl_s,
+                    needs_s=needs_s,
                     labels=labels,
                 ),
             )
@@ -462,6 +475,7 @@ def lease_request(
     run_id: str = "",
     wait_s: float = 60.0,
     ttl_s: float = 60.0,
+    needs_s: float = 0.0,
     labels: Mapping[str, str] | None = None,
     recovery: Recovery | None = None,
 ) -> LeaseRequest:
@@ -479,6 +493,7 @@ def lease_request(
             run_id=run_id,
             wait_s=wait_s,
             ttl_s=ttl_s,
+            needs_s=needs_s,
             labels=dict(labels or {}),
             recovery=recovery,
         )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rock.domain.errors import DeadlineExceeded, PlatformUnavailable, RockError
+from rock.domain.errors import DeadlineExceeded, PlatformUnavailable, RockError, Unauthorized
 from rock.sdk.client import Rock
 from rock.sdk.home import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_URL, is_default, read_server, rock_home
 
@@ -123,6 +123,8 @@ def _healthy(url: str) -> bool:
         try:
             async with Rock(url, timeout_s=_PROBE_S, retry_s=0) as rock:
                 await rock.health()
+        except Unauthorized:  # it is there; another start would not help who lacks its key
+            raise
         except RockError:
             return False
         return True

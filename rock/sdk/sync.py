@@ -267,6 +267,7 @@ class RockSync:
         options: Mapping[str, Any] | None = None,
         wait_s: float = 60.0,
         ttl_s: float = 60.0,
+        needs_s: float = 0.0,
         reset_timeout_s: float = 60.0,
         step_timeout_s: float = 30.0,
         recovery_timeout_s: float = 60.0,
@@ -284,6 +285,7 @@ class RockSync:
                 options=options,
                 wait_s=wait_s,
                 ttl_s=ttl_s,
+                needs_s=needs_s,
                 reset_timeout_s=reset_timeout_s,
                 step_timeout_s=step_timeout_s,
                 recovery_timeout_s=recovery_timeout_s,
@@ -303,6 +305,7 @@ class RockSync:
         run_id: str = "",
         wait_s: float = 60.0,
         ttl_s: float = 60.0,
+        needs_s: float = 0.0,
         labels: Mapping[str, str] | None = None,
     ) -> SandboxSync:
         return SandboxSync(
@@ -315,6 +318,7 @@ class RockSync:
                 run_id=run_id,
                 wait_s=wait_s,
                 ttl_s=ttl_s,
+                needs_s=needs_s,
                 labels=labels,
             ),
         )

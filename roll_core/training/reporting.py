@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from rock.domain.errors import Fault, RockError
 from rock.domain.outcome import Truncated, Void, outcome_label
-from rock.sdk import EpisodeRecord, MetricPoint, Rock, RunStatus, RunUpdate, TurnRecord
+from rock.sdk import EpisodeRecord, MetricPoint, QuotaExceeded, Rock, RunStatus, RunUpdate, TurnRecord
 from roll_core.errors import PlatformOutage
 from roll_core.rollout.work import Booking
 from roll_core.types import Trajectory, Turn
@@ -140,7 +140,8 @@ class SdkReporter:
         except RockError as error:
             since_s = self._failing_since_s = self._failing_since_s or self._clock()
             down_s = self._clock() - since_s
-            if error.fault is Fault.CALLER or down_s > self._outage_s:
+            hopeless = error.fault is Fault.CALLER and not isinstance(error, QuotaExceeded)
+            if hopeless or down_s > self._outage_s:
                 self._failed = PlatformOutage(
                     f"The run could not be reported to the platform at {self._rock.url} for {down_s:.0f} s: {error}"
                 )
