@@ -90,8 +90,14 @@ def test_the_trace_after_a_loss_is_that_of_an_undisturbed_episode(
             async with rock.env("counter", task="to-21", seed=4, options={"a": 1}) as env:
                 first = env.sandbox_id
                 assert await trace(env, disturb) == undisturbed
+
+                async def recovered() -> bool:
+                    return bool(env.recoveries)
+
+                # A paused container that is killed is thawed for it, and may yet answer a step or two: no harm done.
+                await on_docker.until(recovered)
                 assert [report.verdict for report in env.recoveries] == ["resumed"]
-                assert env.recoveries[0].steps == DISTURBED_AFTER
+                assert env.recoveries[0].steps >= DISTURBED_AFTER
 
                 async def first_is_gone() -> bool:
                     return first not in {view.id for view in await rock.sandboxes()}
@@ -133,6 +139,5 @@ def test_a_cancelled_episode_gives_its_sandbox_back_at_once_whatever_runs_in_it(
                 return held[0] not in await docker("ps", "-a", "--format", "{{.Names}}")
 
             await on_docker.until(gone)
-            print(f"gone after {time.monotonic() - began:.2f} s")
 
     asyncio.run(main())
