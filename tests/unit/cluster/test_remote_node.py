@@ -268,7 +268,7 @@ def test_claims_are_refused_at_once_when_control_is_about_to_close(far: World) -
     async def main() -> None:
         async with far() as f:
             await f.remote.adopt([])
-            f.runtime.faults.start_delay_s = 30.0
+            f.runtime.faults.start_delay_s = 2.0
             waiting = asyncio.ensure_future(f.claim(wait_s=30.0))
             await f.until(lambda: f.runtime.starts)
             f.remote.refuse_claims()
