@@ -222,6 +222,7 @@ class Supervisor:
 
     async def reconcile(self) -> None:
         """Compare our book with what the runtime has: find silent deaths and orphans."""
+        known = set(self._fleet.records)  # what is removed while the runtime makes its list is no orphan
         held = [r for r in self._fleet.records.values() if r.state in HELD]
         try:
             async with asyncio.timeout(_RUNTIME_TIMEOUT_S):
@@ -238,7 +239,7 @@ class Supervisor:
                 self.detector.note_oom(record, observed.oom_kills)
                 await self._check_disk(record)
         for sandbox_id, observed in owned.items():
-            if sandbox_id not in self._fleet.records:
+            if sandbox_id not in known and sandbox_id not in self._fleet.records:
                 log.warning("sandbox=%s is an orphan; removing it", sandbox_id)
                 self._fleet.emit("sandbox.orphan", sandbox_id, "no lease or pool wants it; removed")
                 await self._runtime.stop(observed.handle)
