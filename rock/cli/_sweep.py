@@ -8,8 +8,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -69,7 +68,7 @@ async def sweep(home: Path) -> int:
                 break
     if first_error is not None:
         raise first_error
-    for pid, sandbox in await asyncio.to_thread(_processes, home):
+    for pid, sandbox in await asyncio.to_thread(own_processes, home):
         logger.warning("sandbox %s: process %d had outlived it", sandbox, pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -88,38 +87,7 @@ def shared_directories(home: Path) -> list[Path]:
         return []
 
 
-@dataclass(frozen=True, slots=True)
-class Leaks:
-    """What this home's instance has on the machine that no platform of it knows of."""
-
-    sandboxes: tuple[str, ...] = ()
-    processes: tuple[str, ...] = ()
-    """Of sandboxes that no runtime knows of any more."""
-    directories: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.sandboxes or self.processes or self.directories)
-
-
-async def leaks(home: Path, known: Callable[[], Awaitable[Collection[str]]]) -> Leaks:
-    """``known``: asks the platform for the ids of its sandboxes; it is asked before and after looking, so that what
-    comes or goes meanwhile is none."""
-    if not (home / "instance").exists():
-        return Leaks()
-    before = await known()
-    owned = await left_behind(home)
-    strays = await asyncio.to_thread(_processes, home)
-    directories = await asyncio.to_thread(shared_directories, home)
-    looked_after = {*before, *await known()}
-    seen_by_runtimes = {seen.sandbox_id for _, seen in owned}
-    return Leaks(
-        tuple(f"{seen.sandbox_id} ({name})" for name, seen in owned if seen.sandbox_id not in looked_after),
-        tuple(f"{pid} ({sandbox})" for pid, sandbox in strays if sandbox not in looked_after | seen_by_runtimes),
-        tuple(str(path) for path in directories if path.name not in looked_after | seen_by_runtimes),
-    )
-
-
-def _processes(home: Path) -> list[tuple[int, str]]:
+def own_processes(home: Path) -> list[tuple[int, str]]:
     """bubblewrap's processes whose command line names a shared directory of this home, with the sandbox's id."""
     prefix = f"{run_dir_of(home, instance_of(home))}/"
     found = []

@@ -73,3 +73,37 @@ def list_(as_json: JsonOption = False) -> None:
             age(datetime.fromtimestamp(image.created_at_s, UTC)),
         )
     console().print(made if images else "No images yet. `rock image build` makes the base image.")
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the images of environments' earlier builds that no sandbox uses, and say how much room that gives.
+
+    The current build of each environment of this state directory stays. Another state directory that still stands on an
+    older one makes its image again with `rock env build`.
+
+    Examples:
+      rock image prune --dry-run
+      rock image prune
+    """
+    from dataclasses import asdict
+
+    from rock.runtimes.bundles import EnvCatalog
+    from rock.runtimes.pruning import old_images, remove_images
+    from rock.sdk.home import rock_home
+
+    catalog = EnvCatalog(rock_home())
+    built = [catalog.built(name) for name in catalog.names()]
+    images = old_images({bundle.image for bundle in built if bundle is not None})
+    if not dry_run:
+        images = remove_images(images)
+    if as_json:
+        print_json([asdict(image) for image in images])
+        return
+    for image in images:
+        say(f"{image.tag}  {size(image.own_bytes)}")
+    verb = "would go" if dry_run else "removed"
+    say(f"{len(images)} image{'s' if len(images) != 1 else ''} {verb}, {size(sum(i.own_bytes for i in images))}")

@@ -51,6 +51,10 @@ LABEL_INSTANCE = "rock.instance"
 LABEL_SANDBOX = "rock.sandbox"
 LABEL_SPEC = "rock.spec"
 LABEL_NODE = "rock.node"
+LABEL_HOME = "rock.home"
+"""The state directory of the platform that looks after it."""
+LABEL_SNAPSHOT = "rock.snapshot"
+"""On an image that was made of a sandbox: the lease it is kept for."""
 
 
 class DockerRuntime:
@@ -62,9 +66,10 @@ class DockerRuntime:
     name = "docker"
     default_image = BASE_TAG
 
-    def __init__(self, instance: str, *, node: str = "", base_url: str | None = None) -> None:
+    def __init__(self, instance: str, *, node: str = "", home: Path | None = None, base_url: str | None = None) -> None:
         self.instance = instance
         self._labels = {LABEL_INSTANCE: instance, **({LABEL_NODE: node} if node else {})}
+        self._home = {LABEL_HOME: str(home)} if home else {}
         self._base_url = base_url
         self._client: APIClient | None = None
         self._client_lock = threading.Lock()
@@ -145,7 +150,7 @@ class DockerRuntime:
                 user=f"{uid}:{gid}",
                 working_dir=spec.workdir,
                 environment=environ_of(spec, sandbox_id),
-                labels={**self._labels, LABEL_SANDBOX: sandbox_id, LABEL_SPEC: spec.digest},
+                labels={**self._labels, **self._home, LABEL_SANDBOX: sandbox_id, LABEL_SPEC: spec.digest},
                 host_config=host_config(api, spec, shared_dir, uid, gid),
             )
         except NotFound as error:

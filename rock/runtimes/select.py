@@ -20,7 +20,7 @@ def make_runtime(name: str, instance: str, home: Path, node: str = "") -> Runtim
     ``node``: what it starts carries the node's name, and it sees nothing else; empty: all nodes of the instance.
     """
     if name == "docker":
-        return DockerRuntime(instance, node=node)
+        return DockerRuntime(instance, node=node, home=home)
     if name == "bubblewrap":
         return BubblewrapRuntime(instance, home, node=node)
     if name == "fake":

@@ -15,7 +15,7 @@ from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
 from rock.sdk.following import follow
 from rock.sdk.hedging import Hedge, ResetTimes
-from rock.sdk.home import resolve_url
+from rock.sdk.home import comes_back, resolve_url
 from rock.sdk.lease import HeldLease
 from rock.sdk.recovery import Patience
 from rock.sdk.sandbox import Sandbox
@@ -52,8 +52,6 @@ from rock.wire.models import (
 )
 
 DEFAULT_TIMEOUT_S = 30.0
-# A platform that is being restarted is back within seconds; a typing error in the address should not take a minute.
-DEFAULT_RETRY_S = 3.0
 EPISODES_PER_REQUEST = 200
 
 
@@ -74,7 +72,8 @@ class Rock:
             that is not set, the one that runs from ``~/.rock``, else http://127.0.0.1:7625.
         key: API key. Default: ``ROCK_KEY``.
         timeout_s: how long the platform may take for one request.
-        retry_s: for how long a platform that cannot be reached is tried again.
+        retry_s: for how long a platform that cannot be reached is tried again. Default: 30 s if it has answered before,
+            or its guardian runs here and starts it again; else 3 s.
 
     Raises PlatformUnavailable if ``$ROCK_HOME`` is set, no platform runs from there, and no address is given.
     Every method raises PlatformUnavailable (nobody answers at the address: start it with ``rock up -d``),
@@ -88,13 +87,12 @@ class Rock:
         key: str | None = None,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry_s: float = DEFAULT_RETRY_S,
+        retry_s: float | None = None,
     ) -> None:
         self.url = resolve_url(url)
-        self._retry_s = retry_s
-        self._transport = Transport(
-            self.url, os.environ.get("ROCK_KEY", "") if key is None else key, timeout_s=timeout_s, retry_s=retry_s
-        )
+        key = os.environ.get("ROCK_KEY", "") if key is None else key
+        known = comes_back(self.url)
+        self._transport = Transport(self.url, key, timeout_s=timeout_s, retry_s=retry_s, known=known)
         self._reset_times: dict[str, ResetTimes] = {}
 
     async def __aenter__(self) -> Self:
@@ -351,7 +349,7 @@ class Rock:
             run_id: only those of the run.
             after: begin after this id, 0 for all that is kept; None begins with what happens from now on.
         """
-        return follow(self._transport, kinds, run_id, after, self._retry_s)
+        return follow(self._transport, kinds, run_id, after, self._transport.patience_s)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 

@@ -122,3 +122,9 @@ def resolve_url(url: str | None = None, home: Path | None = None) -> str:
         f"No platform runs from {directory}.",
         hint="Start it with `rock up -d`, or name another by its address or ROCK_URL.",
     )
+
+
+def comes_back(url: str) -> bool:
+    """Whether a guardian on this machine sees to it that a platform answers at ``url``."""
+    server = read_server(rock_home())
+    return server is not None and server.url.rstrip("/") == url and server.guarded

@@ -110,6 +110,10 @@ class HeldLease:
                 kind=LeaseView,
                 timeout_s=self._request.wait_s + 30,
                 once=secrets.token_hex(8),
+                # While the platform is being started again we wait as for any sandbox. A lease that was granted in the
+                # moment it died, whose answer nobody got, has no heartbeats and ends with its time-to-live.
+                retry_s=self._request.wait_s,
+                wait_if_known=True,
             )
         )
         try:

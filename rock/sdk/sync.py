@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
-from rock.sdk.client import DEFAULT_RETRY_S, DEFAULT_TIMEOUT_S, Rock
+from rock.sdk.client import DEFAULT_TIMEOUT_S, Rock
 from rock.sdk.hedging import Hedge
 from rock.sdk.sandbox import FileEntry, Sandbox, ShellResult
 from rock.sdk.session import EnvSession, Reset, Step
@@ -236,7 +236,7 @@ class RockSync:
         key: str | None = None,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry_s: float = DEFAULT_RETRY_S,
+        retry_s: float | None = None,
     ) -> None:
         self._inner = Rock(url, key, timeout_s=timeout_s, retry_s=retry_s)
         self._loop = _LoopThread()

@@ -32,6 +32,11 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 2.0
+# For how long a platform that cannot be reached is tried again. One that is known to have been there is being started
+# again by its guardian, within seconds on a machine that is not busy; a typing error in the address should not take
+# half a minute.
+UNKNOWN_RETRY_S = 3.0
+KNOWN_RETRY_S = 30.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 # The request has certainly not reached the platform: any request may be sent again.
@@ -50,10 +55,12 @@ class Transport:
         url: address of the platform, ``http://host:port``.
         key: API key, sent as a bearer token; empty for none.
         timeout_s: how long one request may take, unless the call says otherwise.
-        retry_s: for how long a platform that cannot be reached is tried again before giving up.
+        retry_s: for how long a platform that cannot be reached is tried again before giving up; None decides by
+            whether it is known.
+        known: a platform has been there; set as soon as it answers.
     """
 
-    def __init__(self, url: str, key: str, *, timeout_s: float, retry_s: float) -> None:
+    def __init__(self, url: str, key: str, *, timeout_s: float, retry_s: float | None, known: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise InvalidRequest(
@@ -62,6 +69,7 @@ class Transport:
         self.url = url
         self._timeout_s = timeout_s
         self._retry_s = retry_s
+        self._known = known
         self._client = httpx.AsyncClient(
             base_url=f"{url}/v1/",
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -90,17 +98,20 @@ class Transport:
         idempotent: bool = False,
         retry_s: float | None = None,
         once: str = "",
+        wait_if_known: bool = False,
     ) -> Any:
         """Send a request and return its answer as ``kind`` (None: the answer is not read).
 
         ``once``: a word that makes sending it twice harmless. A refusal for a quota is tried again after the time that
         the platform names, if that is within ``retry_s``: such a request was not carried out.
 
+        ``wait_if_known``: ``retry_s`` holds only for a platform that is known.
+
         Raises: the platform's own error; PlatformUnavailable when nobody, or something else, answers;
         DeadlineExceeded when the platform took longer than ``timeout_s``.
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        patience_s = self._retry_s if retry_s is None else retry_s
+        patience_s = retry_s if retry_s is not None and (self._known or not wait_if_known) else self.patience_s
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + patience_s
         attempt = 0
@@ -118,6 +129,7 @@ class Transport:
                     headers=headers,
                     timeout=httpx.Timeout(limit_s, connect=min(CONNECT_TIMEOUT_S, limit_s)),
                 )
+                self._known = True
                 wait_s = _wait_s(response)
                 if wait_s is None or loop.time() + wait_s >= give_up_at:
                     return self._decode(response, kind)
@@ -131,6 +143,13 @@ class Transport:
                 await asyncio.sleep(pause_s)
             except (httpx.InvalidURL, httpx.HTTPError) as error:
                 raise self._unreachable(error, method, path, limit_s) from error
+
+    @property
+    def patience_s(self) -> float:
+        """For how long to try again, now."""
+        if self._retry_s is not None:
+            return self._retry_s
+        return KNOWN_RETRY_S if self._known else UNKNOWN_RETRY_S
 
     @asynccontextmanager
     async def lines(
