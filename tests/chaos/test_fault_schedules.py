@@ -1,0 +1,31 @@
+"""Whatever goes wrong and in whatever order: nothing acts or is held twice, everything ends, nothing is left.
+
+A schedule that fails is printed as a call of ``simulate``, which is a test by itself, and as Hypothesis' own blob.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from schedule import Schedule
+from schedules import schedules
+from world import simulate
+
+_CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+
+@pytest.mark.timeout(900)
+@settings(max_examples=200, deadline=None, print_blob=True, suppress_health_check=_CHECKS)
+@given(schedules())
+def test_no_schedule_of_faults_breaks_an_invariant(schedule: Schedule) -> None:
+    note(str(schedule))
+    simulate(schedule)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@settings(max_examples=10_000, deadline=None, print_blob=True, suppress_health_check=_CHECKS)
+@given(schedules())
+def test_nor_do_ten_thousand(schedule: Schedule) -> None:
+    note(str(schedule))
+    simulate(schedule)
