@@ -85,10 +85,10 @@ def w4(*, mild: bool = False) -> Workload:
 
 
 def w5(workers: int) -> Workload:
-    """N = 4096 (256 groups of 16), 2.2 worker seconds of training a sample. Baseline: synchronous, colocated."""
+    """N = 4096 single samples, 2.2 worker seconds of training each. Baseline: synchronous, colocated, same workers."""
     lengths = Lengths(1800, response=0.8, cap=16384)
     engine = _engine(0.010, 0.0006, load_s=5.0)
-    return Workload(f"w5_{workers}", workers, engine, lengths, groups=256, group_size=16, train_s=2.2, sync_s=5.0)
+    return Workload(f"w5_{workers}", workers, engine, lengths, groups=4096, group_size=1, train_s=2.2, sync_s=5.0)
 
 
 def w5_agentic(workers: int = 32) -> Workload:

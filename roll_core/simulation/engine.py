@@ -80,7 +80,7 @@ class SimulatedEngine:
         self._clock = 0.0
         """Tokens that a sequence running from the start would have by now."""
         self._seen_s = 0.0
-        self._paused = False
+        self.paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._count = 0
         self._prefilled = 0
@@ -144,12 +144,12 @@ class SimulatedEngine:
 
     async def suspend(self) -> None:
         self._advance()
-        self._paused = True
+        self.paused = True
         self._rearm()
 
     def resume(self) -> None:
         self._advance()
-        self._paused = False
+        self.paused = False
         self._rearm()
 
     def die(self, why: str) -> None:
@@ -170,7 +170,7 @@ class SimulatedEngine:
         now_s = asyncio.get_running_loop().time()
         passed_s, self._seen_s = now_s - self._seen_s, now_s
         batch = len(self._running)
-        if self._paused:
+        if self.paused:
             self.meter.paused_s += passed_s
         elif batch and passed_s > 0:
             tokens = passed_s / self.model.token_s(batch)
@@ -184,7 +184,7 @@ class SimulatedEngine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._paused:
+        if self.paused:
             return
         while self._waiting and len(self._running) < self.model.slots:
             self._admit(self._waiting.popleft())
