@@ -208,8 +208,7 @@ class NodeBook:
             return "it answers again and is being told which leases are its own"
         if member.health.word is not None:
             word = self._words.get(member.handle.name)
-            empty = "empty; " if member.drained else ""
-            return empty + (word.detail if word else "")
+            return "; ".join(part for part in ("empty" if member.drained else "", word.detail if word else "") if part)
         return member.detail if member.standing is NodeStanding.EJECTED else ""
 
     # --- standing
@@ -287,6 +286,9 @@ class NodeBook:
 
     async def _say(self, name: str, word: NodeStanding | None, reason: str) -> NodeView:
         member = self._member(name)
+        before = self._words.get(name)
+        if before is not None and not reason:
+            reason = before.detail  # said again, the reason stands
         stored = Word(word, reason, datetime.now(UTC)) if word is not None else None
         if self._store is not None:
             await (self._store.save(name, stored) if stored is not None else self._store.remove(name))
