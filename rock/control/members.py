@@ -117,7 +117,8 @@ class LagMeter:
     """How long this process's loop did not run when it should have: nobody else may be blamed for that time."""
 
     _TICK_S = 0.1
-    _TOLERATED_S = 0.1
+    # Less than this, on a machine that is merely busy, keeps no answer from being heard within its deadline.
+    _TOLERATED_S = 0.25
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
