@@ -6,8 +6,8 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,23 @@ sys.stdin.read()
 """
 
 
-@contextmanager
-def locked(home: Path) -> Iterator[None]:
+@asynccontextmanager
+async def locked(home: Path) -> AsyncIterator[None]:
+    """In threads: a loop that waits for the lock cannot end the transaction that has it."""
     argv = [sys.executable, "-S", "-c", HOLD, str(home / "rock.db")]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220 - a moment
         assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        yield
-        process.communicate("")
+        try:
+            assert await asyncio.to_thread(process.stdout.readline) == "locked\n"
+            yield
+        finally:
+            await asyncio.to_thread(process.communicate, "")
 
 
 def test_a_locked_database_stops_nothing_but_what_must_be_stored(
     served: Make, short_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_S", 0.5)
 
     async def main() -> None:
         async with served() as s:
@@ -50,7 +53,7 @@ def test_a_locked_database_stops_nothing_but_what_must_be_stored(
             run = (await s.post("/runs", {"name": "n", "recipe": {}}))["id"]
             episodes = [{**EPISODE, "started_at": AT, "ended_at": AT}]
             async with await GuestClient.connect_unix(kept["endpoint"]["socket_path"]) as guest:
-                with locked(short_home):
+                async with locked(short_home):
                     refused = await s.http.post("/leases", json={"image": "plain"})
                     assert (refused.status_code, refused.json()["type"]) == (507, "urn:rock:storage-error")
                     assert "another process holds the database" in refused.json()["detail"]

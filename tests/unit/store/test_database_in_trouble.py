@@ -6,8 +6,8 @@ import asyncio
 import multiprocessing
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,26 +30,26 @@ def event(number: int) -> EventView:
 
 
 def hold_the_lock(path: str, pipe: Any) -> None:
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30)
     connection.execute("BEGIN EXCLUSIVE")
     pipe.send("locked")
     pipe.recv()
     connection.execute("ROLLBACK")
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """By another process."""
+@asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """By another process; waited for in threads: a loop that waits cannot end the transaction that has the lock."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=hold_the_lock, args=(str(path), theirs))
-    process.start()
+    await asyncio.to_thread(process.start)
     try:
-        assert ours.recv() == "locked"
+        assert await asyncio.to_thread(ours.recv) == "locked"
         yield
     finally:
         ours.send("go")
-        process.join()
+        await asyncio.to_thread(process.join)
 
 
 def test_events_of_a_locked_time_are_stored_once_in_order_when_it_is_over(
@@ -63,7 +63,7 @@ def test_events_of_a_locked_time_are_stored_once_in_order_when_it_is_over(
         running = asyncio.create_task(history.run())
         history.add_event(event(0))
         await until(lambda: not len(history))
-        with locked(tmp_path / "rock.db"):
+        async with locked(tmp_path / "rock.db"):
             for number in range(1, 20):
                 history.add_event(event(number))
             await until(lambda: "holds the database" in history.trouble)
@@ -90,7 +90,7 @@ def test_only_the_oldest_events_are_dropped_and_counted(tmp_path: Path, monkeypa
     async def main() -> None:
         database = await Database.open(database_url("", tmp_path))
         history = History(FleetStore(database))
-        with locked(tmp_path / "rock.db"):
+        async with locked(tmp_path / "rock.db"):
             for number in range(25):
                 history.add_event(event(number))
             with pytest.raises(StorageError):
@@ -114,7 +114,7 @@ def test_a_crowd_at_a_locked_database_is_refused_in_bounded_time(
     async def main() -> None:
         database = await Database.open(database_url("", tmp_path))
         store = FleetStore(database)
-        with locked(tmp_path / "rock.db"):
+        async with locked(tmp_path / "rock.db"):
             began = time.monotonic()
             answers = await asyncio.gather(*(store.add_events([event(n)]) for n in range(30)), return_exceptions=True)
             took_s = time.monotonic() - began
