@@ -26,7 +26,7 @@ from rock.cli import _guardian, _state
 from rock.cli._errors import storage_error
 from rock.cli._settings import Settings
 from rock.cli._state import log_path, make_home
-from rock.domain.errors import DeadlineExceeded, PlatformUnavailable, RockError, Unauthorized
+from rock.domain.errors import Conflict, DeadlineExceeded, PlatformUnavailable, RockError, Unauthorized
 from rock.sdk.home import ServerFile, read_server
 
 START_TIMEOUT_S = 90.0
@@ -41,8 +41,8 @@ _LONGEST_LOG_BYTES = 16 << 20
 def start(settings: Settings, *, timeout_s: float = START_TIMEOUT_S) -> ServerFile:
     """Run ``rock up`` with the settings in the background and wait until it answers.
 
-    Raises: the error with which it ended, as far as its log tells; DeadlineExceeded (platform) when it neither
-    answered nor ended in time.
+    Raises: the error with which it ended, as far as its log tells; Conflict (somebody else was quicker);
+    DeadlineExceeded (platform) when it neither answered nor ended in time.
     """
     home = settings.home
     make_home(home)
@@ -168,6 +168,8 @@ def _explain(code: int, log: Path, begin: int) -> RockError:
     """The reason the process gave, else its last lines."""
     text = _tail(log, begin)
     _, found, reason = text.rpartition("Error: ")
+    if "Another platform serves" in reason:
+        return Conflict(reason.strip())
     if found:
         return PlatformUnavailable(f"The platform did not start: {reason.strip()}", hint=f"(Its log: {log})")
     code = 128 - code if code > 128 else code  # the guardian ends as the platform did

@@ -104,7 +104,7 @@ async def _leaks(home: Path, fix: bool) -> tuple[list[Check], list[Item]]:
 
     if _server(home) is None and _state_is_locked(home):
         return [Check("leftovers", Verdict.OK, "the platform is starting")], []
-    ask = _asker(home)
+    ask = asker(home)
     try:
         items = await inventory(home, ask)
         if fix and not all(item.owner for item in items):
@@ -151,7 +151,8 @@ def _server(home: Path) -> ServerFile | None:
     return _state.running_server(home)
 
 
-def _asker(home: Path) -> Ask:
+def asker(home: Path) -> Ask:
+    """What asks the platform of ``home``, if one runs."""
     from rock.cli._owners import Known, nobody
     from rock.sdk import Rock
 

@@ -95,9 +95,23 @@ def up(
     elif (running := _daemon.running_soon(directory)) is not None:
         _already(running)
     elif detach:
-        _started(_daemon.start(settings), settings)
+        _start_or_find(settings)
     else:
         _daemon.become_guardian(settings)
+
+
+def _start_or_find(settings: Settings) -> None:
+    """Start it; if somebody else was quicker, that one will do."""
+    from rock.cli import _daemon
+    from rock.domain.errors import Conflict
+
+    try:
+        _started(_daemon.start(settings), settings)
+    except Conflict:
+        running = _daemon.running_soon(settings.home)
+        if running is None:
+            raise
+        _already(running)
 
 
 def _pools(items: list[str]) -> dict[str, int]:

@@ -107,9 +107,9 @@ class Site:
 
     async def leaked(self) -> list[Item]:
         """What of ours has no owner, with the running platform as the judge if there is one."""
-        from rock.cli.doctor import _asker
+        from rock.cli.doctor import asker
 
-        items = await inventory(self.home, _asker(self.home))
+        items = await inventory(self.home, asker(self.home))
         return [item for item in items if not item.owner and item.instance == instance_of(self.home)]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
