@@ -199,7 +199,9 @@ class Rollout(Section):
     """How many episodes, how fresh, how long."""
 
     concurrency: Positive = 16
-    """Episodes played at once: the number of sandboxes."""
+    """Episodes played at once: the number of sandboxes. With `adaptive_concurrency`, the most there may be."""
+    adaptive_concurrency: bool = False
+    """Play as many episodes at once as keep the engine full, by its measured pressure: grow, trim, cut."""
     episodes_per_sandbox: Positive = 1
     """Episodes played one after the other in a sandbox before it is replaced. More than 1 only where the environment's
     `reset` undoes all that an action can do, as in a text game; it spares a container start per episode."""

@@ -34,7 +34,7 @@ class WorkerSeconds:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return float(sum(getattr(self, f.name) for f in fields(self)))
 
     def bubble(self) -> dict[str, float]:
         """Share of all worker seconds by cause; their sum is 1 − the useful share."""

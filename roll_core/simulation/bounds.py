@@ -24,9 +24,9 @@ def fresh_step_s(workload: Workload, alpha: float) -> float:
 
     A sample's window is at most α + 1 steps. A sequence of l tokens needs its engine to be less than full: at batch b a
     token takes τ = a + c·b and costs c·τ/(τ − a) engine seconds. The cheapest speeds that bring the longest sequence
-    home in the window solve min ∫ S(l)·c·τ/(τ − a) dl with ∫ τ dl = (α + 1)·T, hence τ − a ∝ √S(l), S the
-    survival function of the lengths. They need to know how long a sequence has been running, nothing else; no scheduler knows more.
-    Weights are taken to cost nothing.
+    home in the window solve min ∫ S(l)·c·τ/(τ − a) dl with ∫ τ dl = (α + 1)·T, hence τ − a ∝ √S(l), S the survival
+    function of the lengths. They need to know how long a sequence has been running, nothing else; no scheduler knows
+    more. Weights are taken to cost nothing.
     """
 
     def excess(step_s: float) -> float:

@@ -47,4 +47,5 @@ def generation(versions: Sequence[tuple[int, int]], reason: FinishReason) -> Gen
     """``versions``: how many tokens each version sampled, in order."""
     count = sum(n for _, n in versions)
     ids, logprobs = Runs((SAMPLED_ID, count)), Runs((-1.0, count))
-    return Generation(*(cast(tuple[Any, ...], runs) for runs in (ids, logprobs, Runs(*versions))), reason)
+    as_tuple = cast(Any, (ids, logprobs, Runs(*versions)))
+    return Generation(as_tuple[0], as_tuple[1], as_tuple[2], reason)

@@ -20,9 +20,12 @@ from roll_core.engines.base import Engine
 from roll_core.errors import PlatformOutage
 from roll_core.learners.base import Learner
 from roll_core.rollout.backoff import OutageGuard
+from roll_core.rollout.concurrency import ConcurrencyController, ConcurrencySettings
 from roll_core.rollout.episode import Player
 from roll_core.rollout.machine import RolloutMachine
 from roll_core.rollout.pipeline import Pipeline
+from roll_core.rollout.regulator import Regulator
+from roll_core.rollout.roofline import goodput
 from roll_core.rollout.scheduler import Scheduler, Slots
 from roll_core.rollout.work import Booking
 from roll_core.training.batches import make_batch
@@ -77,6 +80,7 @@ class Trainer:
         self._saved_step = self.step if resumed else -1
         self._started_s: float | None = None
         self._meter = RolloutMeter()
+        self._regulating: asyncio.Task[None] | None = None
         self._scheduler = Scheduler(
             parts.machine,
             parts.player,
@@ -114,6 +118,7 @@ class Trainer:
                 await self._save()
             raise
         finally:
+            self._stop_regulating()
             await self._pipeline.close()
             await self._scheduler.close()
         return Summary(self.step, self._before, after, self._elapsed_s())
@@ -125,6 +130,7 @@ class Trainer:
         await self._p.reporter.status("training")
         self._p.display.phase("reinforcement learning", training.steps, self.step)
         self._started_s = time.monotonic()
+        self._regulate()
         self._scheduler.resume()
         while self.step < training.steps and await self._one_step():
             if self.step % checkpoint.every_steps == 0:
@@ -133,6 +139,24 @@ class Trainer:
             if every and self.step % every == 0 and self.step < training.steps:
                 await self._evaluate_between()
         self._scheduler.pause()
+        self._stop_regulating()
+
+    def _regulate(self) -> None:
+        """Let the engine's pressure decide how many episodes are played at once, up to the recipe's number."""
+        rollout = self._recipe.rollout
+        if not rollout.adaptive_concurrency:
+            return
+        controller = ConcurrencyController(
+            ConcurrencySettings(ceiling=rollout.concurrency), min(rollout.concurrency, self._p.engine.stats().slots)
+        )
+        regulator = Regulator(controller, self._p.engine, self._scheduler, self._p.slots)
+        self._regulating = asyncio.get_running_loop().create_task(regulator.run(), name="adaptive concurrency")
+
+    def _stop_regulating(self) -> None:
+        if self._regulating is not None:
+            self._regulating.cancel()
+            self._regulating = None
+            self._p.slots.resize(self._recipe.rollout.concurrency)  # evaluation is not held back
 
     async def _one_step(self) -> bool:
         """Whether there was time for it."""
@@ -154,6 +178,8 @@ class Trainer:
             "time/publish_wait_s": learned.publish_wait_s,
             "time/step_s": ended_s - started_s,
             "rollout/in_flight": float(self._scheduler.running),
+            "rollout/goodput": self._goodput(),
+            "rollout/concurrency": float(self._p.slots.total),
             "rollout/filtered_in_a_row": float(self._p.machine.filtered_in_a_row),
         }
         self._meter = RolloutMeter()
@@ -188,6 +214,12 @@ class Trainer:
         )
         values = dict(self._p.learner.train_step(batch, progress=self._progress()))
         return values, self._p.learner.weights()
+
+    def _goodput(self) -> float:
+        """Share of the tokens, of all training episodes that have ended, that were trained on."""
+        accounts = self._p.machine.ledger.snapshot().accounts
+        ended = sum(a.tokens for state, a in accounts.items() if state is not LedgerState.EVALUATED)
+        return goodput(accounts[LedgerState.TRAINED].tokens, ended)
 
     def _progress(self) -> float:
         """The share of the run that is over, by steps or by time, whichever is further on."""
