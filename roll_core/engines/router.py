@@ -27,7 +27,7 @@ from roll_core.types import FinishReason, Generation, Weights
 
 log = logging.getLogger(__name__)
 
-BALANCE_GAP = 4
+BALANCE_GAP = 2
 """Difference in running requests from which a move pays: it costs reading the prompt again."""
 
 
