@@ -92,15 +92,12 @@ async def kill_some(fleet: list[tuple[Node, FakeRuntime]], per_min: float) -> li
     rng, killed = random.Random(1), []
     try:
         while True:
+            await asyncio.sleep(1.0)
             leased = [(r, v.id) for n, r in fleet for v in await n.sandboxes() if v.state == "leased"]
-            await asyncio.sleep(rng.expovariate(max(1, len(leased)) * per_min / 60))
-            if leased:
-                runtime, sandbox_id = rng.choice(leased)
-                killed.append((sandbox_id, time.time()))
-                try:
+            for runtime, sandbox_id in leased:
+                if rng.random() < per_min / 60:
+                    killed.append((sandbox_id, time.time()))
                     await runtime.kill(sandbox_id)
-                except KeyError:  # released meanwhile
-                    killed.pop()
     except asyncio.CancelledError:
         return killed
 

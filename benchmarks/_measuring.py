@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rock.sdk import ensure_platform
+from rock.sdk.home import read_server
 
 ENVS = Path(__file__).parent
 """Environments made for measuring lie beside the benchmarks."""
@@ -58,11 +58,17 @@ def home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def platform(directory: Path, *, runtime: str, capacity: int, pools: Mapping[str, int]) -> Iterator[str]:
+def platform(
+    directory: Path, *, runtime: str, capacity: int, pools: Mapping[str, int], nodes: int = 0
+) -> Iterator[str]:
     """A platform as ``rock up -d`` starts it, on a free port; stopped with all its sandboxes afterwards."""
-    url, _ = ensure_platform(directory, runtime=runtime, capacity=capacity, pools=pools, port=0)
+    rock, where = [sys.executable, "-m", "rock.cli"], ["--home", str(directory)]
+    up = ["--runtime", runtime, "--capacity", str(capacity), "--port", "0", "--nodes", str(nodes)]
+    up += [word for name, count in pools.items() for word in ("--pool", f"{name}={count}")]
+    subprocess.run([*rock, "up", "--detach", *where, *up], check=True, stdout=subprocess.DEVNULL)
     try:
-        yield url
+        server = read_server(directory)
+        assert server is not None
+        yield server.url
     finally:
-        argv = [sys.executable, "-m", "rock.cli", "down", "--home", str(directory)]
-        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*rock, "down", *where], check=True, stdout=subprocess.DEVNULL)

@@ -39,6 +39,8 @@ FLEET = 1000
 NODES = 20
 TTL_S = 30.0
 _READY_PER_NODE = 3
+_FILLING = 16
+"""Claims at once while the fleet fills: how it is filled is not measured."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,7 +124,7 @@ class Http:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():
             self._streams = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
         reader, writer = self._streams
         content = b"" if body is None else orjson.dumps(body)
@@ -147,12 +149,13 @@ class Load:
         self._seconds: dict[str, list[float]] = {"claim": [], "beat": [], "release": [], "list": [], "nodes": []}
         self._errors: Counter[int] = Counter()
         self._measuring = False
+        self._filling = asyncio.Semaphore(_FILLING)
         self.rebound: dict[str, float] = {}
         """When the lease of a lost sandbox was bound to another."""
 
     async def run(self, pid: int, for_s: float) -> dict[str, Any]:
         ready: asyncio.Queue[None] = asyncio.Queue()
-        clients = [asyncio.create_task(self._client(number, ready)) for number in range(FLEET)]
+        clients = [asyncio.create_task(self._client(ready)) for _ in range(FLEET)]
         others = [asyncio.create_task(self._dashboard()), asyncio.create_task(self._events())]
         for _ in range(FLEET):
             await self._one_of(ready.get(), clients)
@@ -198,25 +201,27 @@ class Load:
                 self._errors[status] += 1
         return orjson.loads(content) if content and status < 400 else None
 
-    async def _client(self, number: int, ready: asyncio.Queue[None]) -> None:
+    async def _claim(self, http: Http) -> Any:
+        wanted = {"env": "toy", "ttl_s": TTL_S, "wait_s": 60}
+        while True:
+            lease = await self._timed("claim", http, "POST", "leases", wanted)
+            if lease is not None:
+                return lease
+            await asyncio.sleep(1.0)
+
+    async def _client(self, ready: asyncio.Queue[None]) -> None:
         """Holds a lease for some 50 s, then another."""
         http = Http(self._url)
-        await asyncio.sleep(number * 0.01)
-        first = True
         try:
+            async with self._filling:
+                lease = await self._claim(http)
+            ready.put_nowait(None)
             while True:
-                wanted = {"env": "toy", "ttl_s": TTL_S, "wait_s": 60}
-                lease = await self._timed("claim", http, "POST", "leases", wanted)
-                if first:
-                    ready.put_nowait(None)
-                    first = False
-                if lease is None:
-                    await asyncio.sleep(1.0)
-                    continue
                 for _ in range(max(1, round(self._rng.expovariate(0.2)))):
                     await asyncio.sleep(TTL_S / 3 * self._rng.uniform(0.8, 1.0))
                     await self._timed("beat", http, "POST", f"leases/{lease['id']}/heartbeat")
                 await self._timed("release", http, "DELETE", f"leases/{lease['id']}")
+                lease = await self._claim(http)
         finally:
             http.close()
 

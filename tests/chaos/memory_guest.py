@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from virtual_loop import End, Listener, VirtualLoop
+from virtual_loop import End, Listener, VirtualLoop, in_process
 
 from rock.guest.connection import Connection
 from rock.guest.server import Server
@@ -95,7 +95,8 @@ class MemoryServer(Server):
         loop: Any = self.loop
         Path(path).touch()
         self._path = path
-        self._listener: Listener | None = loop.loop.network.listen(self._accepted, path, 0)
+        with in_process(path):  # it outlives the node's process that started it
+            self._listener: Listener | None = loop.loop.network.listen(self._accepted, path, 0)
 
     def _accepted(self) -> MemoryConnection:
         connection = MemoryConnection(self)
