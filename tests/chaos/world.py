@@ -254,6 +254,8 @@ class World:
         control = self.brain.control
         if control is None:
             return "control is not there"
+        if absent := [host.name for host in self.hosts if host.name not in control.nodes]:
+            return f"control has not found {absent} again"
         if control.leases.views():
             return f"leases live on: {[view.id for view in control.leases.views()]}"
         for host in self.hosts:
