@@ -29,3 +29,11 @@ class PlatformOutage(RollError):
 
 class RunStopped(RollError):
     """A run ended early. The text says why, where its last checkpoint is, and how to continue."""
+
+
+class LearnerFailed(RollError):
+    """A learner step raised. The weights of the step before are in the last checkpoint."""
+
+
+class RecordError(RollError):
+    """A run's own record, its metrics, episodes or event log, cannot be written or read."""

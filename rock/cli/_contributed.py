@@ -1,5 +1,7 @@
 """Commands that other packages add through the entry-point group ``rock.commands``: a function or a Typer app each.
 
+The name of an entry point is that of the command; ``GROUP.NAME`` adds it to a group of commands that there is already,
+so that ``run.replay`` becomes ``rock run replay``.
 Nothing of them is imported until one is run, so that ``rock --help`` needs neither torch nor streamlit.
 """
 
@@ -16,9 +18,13 @@ import typer
 GROUP = "rock.commands"
 # What the help says of a command that is not imported; its own `--help` says the rest.
 KNOWN = {
+    "run.replay": "Redo a run's learner steps from its event log and compare the weights.",
     "train": "Train a model by reinforcement learning, from a recipe.",
     "dashboard": "Show fleet, runs and episodes in a browser.",
 }
+
+EXTRAS = {"run.replay": "train"}
+"""Where the extra that a command needs is not called like the command."""
 
 
 def entry_points() -> list[importlib.metadata.EntryPoint]:
@@ -26,10 +32,15 @@ def entry_points() -> list[importlib.metadata.EntryPoint]:
 
 
 def add_to(app: typer.Typer) -> None:
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
     for entry in entry_points():
+        group, _, name = entry.name.rpartition(".")
+        target = groups.get(group) if group else app
+        if target is None:  # of a newer platform than this one
+            continue
         text = KNOWN.get(entry.name, f"Added by {entry.module.partition('.')[0]}.")
-        app.command(
-            entry.name,
+        target.command(
+            name,
             help=text,
             add_help_option=False,
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
@@ -45,9 +56,13 @@ def _runner(entry: importlib.metadata.EntryPoint) -> Callable[[typer.Context], N
                 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
                 app.command()(target)
                 target = app
-            target(args=list(ctx.args), prog_name=f"rock {entry.name}")
+            target(args=list(ctx.args), prog_name=f"rock {_words(entry)}")
 
     return run
+
+
+def _words(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.name.replace(".", " ")
 
 
 @contextmanager
@@ -62,9 +77,9 @@ def _naming_the_extra(entry: importlib.metadata.EntryPoint) -> Iterator[None]:
         if not error.name or _is_here(error.name.partition(".")[0]):
             raise
         package = entry.dist.name if entry.dist else "rock-roll"
-        extra = entry.extras[0] if entry.extras else entry.name
+        extra = entry.extras[0] if entry.extras else EXTRAS.get(entry.name, entry.name)
         raise RuntimeUnavailable(
-            f"`rock {entry.name}` needs {error.name}, which is not installed here.",
+            f"`rock {_words(entry)}` needs {error.name}, which is not installed here.",
             hint=f"Install it with: {sys.executable} -m pip install '{package}[{extra}]'",
         ) from error
 

@@ -301,9 +301,9 @@ class Training(Section):
     threads: Natural = 0
     """Threads of torch; 0 leaves torch's own choice."""
     batch_deadline_s: Seconds = 1800.0
-    """The run stops when no batch became ready for this long."""
+    """The run stops when no batch became ready for this long; nor, in evaluation, an episode ended."""
     step_deadline_s: Seconds = 1800.0
-    """The run stops when a learner step or a publication of weights takes longer."""
+    """The run stops when a learner step, a publication of weights or a checkpoint takes longer."""
 
 
 class Checkpoint(Section):
@@ -314,7 +314,12 @@ class Checkpoint(Section):
     every_steps: Positive = 10
     """Steps between checkpoints. The last step is always kept."""
     keep: Positive = 2
-    """Number of checkpoints kept."""
+    """Number of checkpoints kept. With an event log that of step 0 is kept as well, where a replay begins."""
+    event_log_mb: Natural = 1024
+    """Upper bound of the event log, MiB: who generated which token under which version and what was trained on, for
+    `rock run replay`. The oldest part goes when it is full. 0: no event log."""
+    records_mb: Positive = 512
+    """Upper bound of `episodes.jsonl`, and of `metrics.jsonl`, MiB each. The oldest part goes when one is full."""
 
 
 class Recipe(Section):

@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_CLOSE_S = 30.0
+"""Longer than any forward pass takes."""
+
 
 @dataclass(slots=True)
 class _Request:
@@ -137,7 +140,9 @@ class TorchEngine:
         self._closing = True
         self._post(lambda: None)
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, _CLOSE_S)
+            if self._thread.is_alive():  # a daemon: it does not hold up the exit
+                _log.error("the engine's worker did not end within %g s; it hangs in a forward pass", _CLOSE_S)
 
     async def generate(
         self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, *, session: str = ""

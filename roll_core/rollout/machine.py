@@ -66,6 +66,11 @@ class MachineState:
     open_groups: tuple[SavedGroup, ...]
     buffered: tuple[SavedGroup, ...]
 
+    @property
+    def kept(self) -> tuple[Trajectory, ...]:
+        """The finished episodes in it."""
+        return tuple(m for saved in (*self.buffered, *self.open_groups) for m in saved.members if m is not None)
+
 
 class RolloutMachine:
     def __init__(self, settings: MachineSettings, tasks: TaskQueue, *, version: int = 0) -> None:
@@ -246,7 +251,7 @@ class RolloutMachine:
             self.buffer.put(ReadyGroup(saved.index, Group(saved.id, saved.task, members)))
         for saved in state.open_groups:
             self.groups.open(saved.index, saved.id, saved.task, saved.seed, saved.members)
-        kept = {m.id for saved in (*state.buffered, *state.open_groups) for m in saved.members if m is not None}
+        kept = {m.id for m in state.kept}
         lost = [i for i in state.ledger.in_flight if i not in kept]
         for episode_id in lost:
             self.ledger.book(episode_id, LedgerState.CANCELLED)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from roll_core.engines.base import Engine
 from roll_core.rollout.clock import now_s
-from roll_core.rollout.scheduler import Scheduler
+from roll_core.rollout.scheduler import CLOSE_S, Scheduler
 from roll_core.training.watchdog import within
 from roll_core.types import Group, Weights
 
@@ -39,13 +39,16 @@ class Pipeline:
         *,
         step_deadline_s: float,
         state: Callable[[], str],
+        on_published: Callable[[int], None] = lambda version: None,
     ) -> None:
-        """``state`` describes everything, for the message of a wait that exceeds its deadline."""
+        """``state`` describes everything, for the message of a wait that exceeds its deadline. ``on_published`` is told
+        the version that every engine samples with from now on."""
         self._scheduler = scheduler
         self._engine = engine
         self._learn = learn
         self._deadline_s = step_deadline_s
         self._state = state
+        self._on_published = on_published
         self._publishing: asyncio.Task[None] | None = None
         self.learning = False
         """True while learner and machine are a step apart: no state may be saved then."""
@@ -71,11 +74,12 @@ class Pipeline:
         """End a publication under way. What it would have raised has reached the scheduler already, or is moot."""
         if self._publishing is not None:
             self._publishing.cancel()
-            await asyncio.wait([self._publishing])
+            await asyncio.wait([self._publishing], timeout=CLOSE_S)
 
     async def _publish(self, weights: Weights) -> None:
         loading = self._engine.load_weights(weights)
         await within("publishing weights to the engine", loading, self._deadline_s, self._state)
+        self._on_published(weights.version)
         self._scheduler.published(weights.version)
 
     def _published(self, task: asyncio.Task[None]) -> None:

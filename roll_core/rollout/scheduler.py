@@ -8,6 +8,7 @@ once; a fatal error stops new starts and is raised to whoever waits for a batch.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -23,6 +24,11 @@ from roll_core.rollout.work import Booking, Effects, EpisodeSpec
 from roll_core.types import Group, Trajectory
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+CLOSE_S = 60.0
+"""A cancelled episode's own deadlines, for its engine and its sandbox, end well before this."""
 
 OUTSIDE_CAUSES = frozenset(set(VoidCause) - {VoidCause.ENVIRONMENT_ERROR})
 """Voids that may mean the platform is down. A task whose own code fails says nothing about the platform."""
@@ -85,6 +91,7 @@ class Scheduler:
         outage_s: float,
         on_booked: Callable[[Booking], None],
         on_ended: Callable[[Trajectory], None] = lambda trajectory: None,
+        on_started: Callable[[EpisodeSpec], None] = lambda spec: None,
     ) -> None:
         """``on_booked``: an episode reached its account. ``on_ended``: one was played to its end, or lost."""
         self.machine = machine
@@ -94,6 +101,7 @@ class Scheduler:
         self._outage_s = outage_s
         self._on_booked = on_booked
         self._on_ended = on_ended
+        self._on_started = on_started
         self._running: dict[str, tuple[Episode, asyncio.Task[Trajectory]]] = {}
         self._paused = True
         self._timer: asyncio.TimerHandle | None = None
@@ -142,7 +150,9 @@ class Scheduler:
         self.carry_out(self.machine.close())
         tasks = [task for _, task in self._running.values()]
         if tasks:
-            await asyncio.wait(tasks)
+            _, left = await asyncio.wait(tasks, timeout=CLOSE_S)
+            for task in left:  # they stay in flight in the ledger; a resume books them as cancelled
+                log.error("%s did not end within %g s of being cancelled", task.get_name(), CLOSE_S)
             await asyncio.sleep(0)  # lets the call-backs of the last tasks book them
 
     def carry_out(self, effects: Effects) -> None:
@@ -174,15 +184,25 @@ class Scheduler:
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self.fill()
+        try:
+            self.fill()
+        except Exception as error:  # noqa: BLE001 - as above
+            self.fail(error)
 
     def _launch(self, spec: EpisodeSpec) -> None:
         episode = self._player.episode(spec)
         task = asyncio.get_running_loop().create_task(episode.play(), name=f"episode {spec.id}")
         self._running[spec.id] = (episode, task)
         task.add_done_callback(partial(self._ended, episode))
+        self._on_started(spec)
 
     def _ended(self, episode: Episode, task: asyncio.Task[Trajectory]) -> None:
+        try:
+            self._end(episode, task)
+        except Exception as error:  # noqa: BLE001 - nobody waits for a call-back: whoever waits for a batch hears of it
+            self.fail(error)
+
+    def _end(self, episode: Episode, task: asyncio.Task[Trajectory]) -> None:
         del self._running[episode.spec.id]
         self._slots.release()
         trajectory = self._result(episode, task)

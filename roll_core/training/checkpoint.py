@@ -42,13 +42,15 @@ _adapter: TypeAdapter[TrainerState] = TypeAdapter(TrainerState)
 class CheckpointStore:
     """The checkpoints of one run, under ``directory``."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, *, keep_first: bool = False) -> None:
+        """``keep_first``: beside the last ``keep``, that of step 0, where a replay of the whole run begins."""
         self._directory = directory
         self._keep = keep
+        self._keep_first = keep_first
 
     def save(self, state: TrainerState, save_learner: Callable[[Path], None]) -> Path:
         """Blocks. ``save_learner`` writes the learner's files into the directory it is given."""
-        final = self._directory / f"step-{state.step:08d}"
+        final = self._directory / _name(state.step)
         partial = self._directory / f".partial-{state.step:08d}-{os.getpid()}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -78,14 +80,24 @@ class CheckpointStore:
             log.warning("checkpoint %s is torn (%s); trying the one before it", path, problem)
         return None
 
+    def whole(self) -> list[Path]:
+        """All that are not torn, the oldest first."""
+        return [path for path in self._all() if find_damage(path) is None]
+
     def _all(self) -> list[Path]:
         return sorted(self._directory.glob("step-*"))
 
     def _prune(self) -> None:
         for path in self._all()[: -self._keep]:
+            if self._keep_first and path.name == _name(0):
+                continue
             shutil.rmtree(path, ignore_errors=True)
         for path in self._directory.glob(".partial-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def load_state(path: Path) -> TrainerState:

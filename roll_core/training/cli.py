@@ -139,7 +139,9 @@ async def _run(plan: Plan) -> Summary:
     with _sigterm_cancels():
         async with place(plan) as placed:
             directory.create(plan.recipe, placed.identity)
-            reporter = Reporters(FileReporter(plan.path), *placed.reporters)
+            reporter = Reporters(
+                FileReporter(plan.path, max_bytes=plan.recipe.checkpoint.records_mb << 20), *placed.reporters
+            )
             with Display(plan.recipe.name, console=CONSOLE) as display:
                 ended = "interrupted"
                 detail = ""

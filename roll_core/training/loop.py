@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from rock.domain.outcome import LedgerState
 from roll_core.config import Recipe
 from roll_core.engines.base import Engine
-from roll_core.errors import PlatformOutage
+from roll_core.errors import EngineDead, PlatformOutage
 from roll_core.learners.base import Learner
 from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.concurrency import ConcurrencyController, ConcurrencySettings
@@ -28,13 +28,14 @@ from roll_core.rollout.regulator import Regulator
 from roll_core.rollout.roofline import goodput
 from roll_core.rollout.scheduler import Scheduler, Slots
 from roll_core.rollout.work import Booking
-from roll_core.training.batches import make_batch
 from roll_core.training.checkpoint import CheckpointStore, TrainerState
 from roll_core.training.evaluate import evaluate
+from roll_core.training.event_log import EventSink
 from roll_core.training.metrics import Rate, RolloutMeter, engine_values, staleness
 from roll_core.training.progress import Display
 from roll_core.training.reporting import Reporter
-from roll_core.training.watchdog import within
+from roll_core.training.update import update
+from roll_core.training.watchdog import Watch, within
 from roll_core.training.worker import Worker
 from roll_core.types import Group, Trajectory, Weights
 
@@ -67,6 +68,8 @@ class Parts:
     reporter: Reporter
     display: Display
     worker: Worker
+    events: EventSink
+    run_id: str
 
 
 class Trainer:
@@ -81,6 +84,7 @@ class Trainer:
         self._started_s: float | None = None
         self._meter = RolloutMeter()
         self._regulating: asyncio.Task[None] | None = None
+        self._batch_progress = 0.0
         self._scheduler = Scheduler(
             parts.machine,
             parts.player,
@@ -89,6 +93,7 @@ class Trainer:
             outage_s=parts.recipe.platform.outage_s,
             on_booked=self._booked,
             on_ended=self._ended,
+            on_started=parts.events.started,
         )
         self._pipeline = Pipeline(
             self._scheduler,
@@ -96,8 +101,12 @@ class Trainer:
             lambda groups: parts.worker.run(self._learn, groups),
             step_deadline_s=parts.recipe.training.step_deadline_s,
             state=self._state,
+            on_published=parts.events.published,
         )
+        parts.events.begin(parts.run_id, self.step, parts.learner.weights())
         if resumed:
+            for trajectory in resumed.machine.kept:  # the log's older parts may be gone
+                parts.events.ended(trajectory)
             self._scheduler.carry_out(parts.machine.restore(resumed.machine))
 
     async def run(self) -> Summary:
@@ -113,7 +122,7 @@ class Trainer:
             await self._scheduler.close()
             await self._save()
             after = await self._evaluate("after") if evaluating else None
-        except (PlatformOutage, asyncio.CancelledError):
+        except (PlatformOutage, EngineDead, asyncio.CancelledError):
             if not self._pipeline.learning:  # else learner and machine are a step apart: the last checkpoint must do
                 await self._save()
             raise
@@ -151,6 +160,12 @@ class Trainer:
         )
         regulator = Regulator(controller, self._p.engine, self._scheduler, self._p.slots)
         self._regulating = asyncio.get_running_loop().create_task(regulator.run(), name="adaptive concurrency")
+        self._regulating.add_done_callback(self._regulated)
+
+    def _regulated(self, task: asyncio.Task[None]) -> None:
+        """It runs until it is cancelled; if it ends by itself nobody else would notice."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._scheduler.fail(error)
 
     def _stop_regulating(self) -> None:
         if self._regulating is not None:
@@ -166,6 +181,8 @@ class Trainer:
             return False
         got_s = time.monotonic()
         version = self._p.learner.version
+        self._batch_progress = self._progress()
+        self._p.events.batch(self.step + 1, version, self._batch_progress, groups)
         learned = await self._pipeline.train_on(groups)
         self.step += 1
         ended_s = time.monotonic()
@@ -205,15 +222,11 @@ class Trainer:
             return None
 
     def _learn(self, groups: tuple[Group, ...]) -> tuple[dict[str, float], Weights]:
-        algorithm = self._recipe.algorithm
-        batch = make_batch(
-            groups,
-            algorithm.advantage,
-            negative_weight=algorithm.negative_weight,
-            invalid_action_penalty=algorithm.invalid_action_penalty,
-        )
-        values = dict(self._p.learner.train_step(batch, progress=self._progress()))
-        return values, self._p.learner.weights()
+        """In the learner's thread."""
+        values = update(self._recipe, self._p.learner, groups, self._batch_progress)
+        weights = self._p.learner.weights()
+        self._p.events.updated(self.step + 1, weights)
+        return values, weights
 
     def _goodput(self) -> float:
         """Share of the tokens, of all training episodes that have ended, that were trained on."""
@@ -256,13 +269,19 @@ class Trainer:
         sampling = replace(self._p.player.sampling, temperature=evaluation.temperature, top_p=1.0)
         done = 0
 
+        deadline_s = self._recipe.training.batch_deadline_s
+        watch = Watch(f"an episode of the evaluation {when}", deadline_s, self._state)
+
         def booked(booking: Booking) -> None:
             nonlocal done
+            if booking.state is LedgerState.EVALUATED:
+                watch.progressed()
             done += booking.state is LedgerState.EVALUATED
             self._p.display.advance(done)
+            self._p.events.booked(booking)
             self._p.reporter.episode(booking, phase="eval", split=self._recipe.env.eval_split)
 
-        rate = await evaluate(
+        evaluating = evaluate(
             self._p.eval_tasks,
             evaluation.tasks,
             evaluation.seed,
@@ -273,6 +292,7 @@ class Trainer:
             outage_s=self._recipe.platform.outage_s,
             on_booked=booked,
         )
+        rate = await watch.over(evaluating)
         self._p.reporter.metrics(self.step, {"eval/success": rate.rate, "eval/low": rate.low, "eval/high": rate.high})
         self._p.display.note(f"success {when}: {rate}")
         self._p.reporter.check()
@@ -286,11 +306,15 @@ class Trainer:
             return
         before = self._before.as_dict() if self._before else None
         state = TrainerState(self.step, self._p.machine.state(), self._elapsed_s(), before)
-        await self._p.worker.run(self._p.checkpoints.save, state, self._p.learner.save)
-        self._saved_step = self.step
+        saving = self._p.worker.run(self._p.checkpoints.save, state, self._p.learner.save)
+        await within("writing a checkpoint", saving, self._recipe.training.step_deadline_s, self._state)
+        self._saved_step = state.step
+        self._p.events.saved(state.step)
 
     def _booked(self, booking: Booking) -> None:
+        self._p.events.booked(booking)
         self._p.reporter.episode(booking, phase="train", split=self._recipe.env.train_split)
 
     def _ended(self, trajectory: Trajectory) -> None:
+        self._p.events.ended(trajectory)
         self._meter.add(trajectory)

@@ -19,11 +19,14 @@ from rock.domain.outcome import Truncated, Void, outcome_label
 from rock.sdk import EpisodeRecord, MetricPoint, QuotaExceeded, Rock, RunStatus, RunUpdate, TurnRecord
 from roll_core.errors import PlatformOutage
 from roll_core.rollout.work import Booking
+from roll_core.training.lines import Lines
 from roll_core.types import Trajectory, Turn
 
 Phase = Literal["warm_start", "train", "eval"]
 _BATCH = 64
 _RETRY_S = 2.0
+_CLOSE_MARGIN_S = 30.0
+"""For a report that is under way when the patience ends."""
 
 
 class Reporter(Protocol):
@@ -43,21 +46,19 @@ class Reporter(Protocol):
 
 
 class FileReporter:
-    """``metrics.jsonl`` and ``episodes.jsonl`` in the run's directory, one JSON object per line."""
+    """``metrics.jsonl`` and ``episodes.jsonl`` in the run's directory, one JSON object per line, each bounded."""
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._episodes = (directory / "episodes.jsonl").open("a", encoding="utf-8")
+    def __init__(self, directory: Path, *, max_bytes: int = 512 << 20) -> None:
+        self._metrics = Lines(directory / "metrics.jsonl", max_bytes)
+        self._episodes = Lines(directory / "episodes.jsonl", max_bytes)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.write(MetricPoint(step=step, at=datetime.now(UTC), values=values).model_dump_json() + "\n")
-        self._metrics.flush()
+        self._metrics.append(MetricPoint(step=step, at=datetime.now(UTC), values=values).model_dump_json().encode())
 
     def episode(self, booking: Booking, *, phase: Phase, split: str) -> None:
         if booking.trajectory is not None:
             record = episode_record(booking.trajectory, booking, phase=phase, split=split)
-            self._episodes.write(record.model_dump_json(exclude_defaults=True) + "\n")
+            self._episodes.append(record.model_dump_json(exclude_defaults=True).encode())
 
     async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
         return None
@@ -114,6 +115,8 @@ class SdkReporter:
         self.check()
 
     def check(self) -> None:
+        if self._failed is None and self._task.done():
+            self._failed = _ended_by_itself(self._task)
         if self._failed is not None:
             raise self._failed
 
@@ -121,7 +124,12 @@ class SdkReporter:
         """Deliver what is left, for as long as an outage is tolerated."""
         self._closing = True
         self._wake.set()
-        await self._task
+        done, _ = await asyncio.wait([self._task], timeout=self._outage_s + _CLOSE_MARGIN_S)
+        if not done:
+            self._task.cancel()
+            raise PlatformOutage(f"The last reports to the platform at {self._rock.url} did not get through.")
+        if self._task.cancelled() or self._task.exception() is not None:
+            raise _ended_by_itself(self._task)
 
     def _notify(self) -> None:
         self._wake.set()
@@ -161,6 +169,14 @@ class SdkReporter:
         if episodes := pending.episodes[:_BATCH]:
             await self._rock.report_episodes(self._run_id, episodes)
             del pending.episodes[: len(episodes)]
+
+
+def _ended_by_itself(task: asyncio.Task[None]) -> PlatformOutage:
+    """Nothing is reported any more, and nobody would have noticed."""
+    why = None if task.cancelled() else task.exception()
+    error = PlatformOutage(f"Reporting to the platform has ended by itself: {why!r}.")
+    error.__cause__ = why
+    return error
 
 
 class Reporters:

@@ -1,7 +1,8 @@
 """A run from its first demonstration to its last evaluation, or from a checkpoint on. Knows no platform.
 
-The run's directory holds ``recipe.yaml``, ``run.json``, ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl`` and
-``episodes.jsonl``. Before the first checkpoint a resume starts over; the demonstrations are cached.
+The run's directory holds ``recipe.yaml``, ``run.json``, ``tokenizer/``, ``checkpoints/``, and, as bounded files of
+JSON lines, ``metrics.jsonl``, ``episodes.jsonl`` and ``events.jsonl``. Before the first checkpoint a resume starts
+over; the demonstrations are cached.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from roll_core.rollout.tasks import TaskQueue
 from roll_core.training import assembly
 from roll_core.training.checkpoint import CheckpointStore, TrainerState, load_state
 from roll_core.training.demonstrations import Demonstration, collect
+from roll_core.training.event_log import EventLog, EventSink
 from roll_core.training.imitation import ImitationSettings, imitate, to_sample
 from roll_core.training.loop import Parts, Summary, Trainer
 from roll_core.training.progress import Display
 from roll_core.training.reporting import Reporter
+from roll_core.training.watchdog import Watch, within
 from roll_core.training.worker import Worker
 
 
@@ -62,8 +65,12 @@ class RunDirectory:
     def recipe(self, overrides: list[str]) -> Recipe:
         return load_recipe(self.path / "recipe.yaml", overrides)
 
-    def checkpoints(self, keep: int) -> CheckpointStore:
-        return CheckpointStore(self.path / "checkpoints", keep)
+    def checkpoints(self, keep: int, *, keep_first: bool = False) -> CheckpointStore:
+        return CheckpointStore(self.path / "checkpoints", keep, keep_first=keep_first)
+
+    def events(self, recipe: Recipe) -> EventSink:
+        limit = recipe.checkpoint.event_log_mb << 20
+        return EventLog(self.path, limit) if limit else EventSink()
 
     @property
     def tokenizer(self) -> Path:
@@ -91,7 +98,8 @@ async def train(
     guard = OutageGuard(free=recipe.rollout.concurrency, rng=random.Random(recipe.training.seed))
     tasks = await sessions.tasks(recipe.env.train_split)
     eval_tasks = await sessions.tasks(recipe.env.eval_split) if recipe.evaluation.tasks else ()
-    checkpoints = directory.checkpoints(recipe.checkpoint.keep)
+    keep_first = recipe.checkpoint.event_log_mb > 0
+    checkpoints = directory.checkpoints(recipe.checkpoint.keep, keep_first=keep_first)
     latest = checkpoints.latest()
     resumed: TrainerState | None = load_state(latest) if latest else None
     try:
@@ -108,14 +116,15 @@ async def train(
             learner.load(latest / "learner")
         engine = assembly.make_engine(recipe, model.config, learner.weights(), tokenizer)
         prompter = assembly.make_prompter(recipe, tokenizer)
-        await engine.start()
+        await within("starting the engine", engine.start(), recipe.training.step_deadline_s, lambda: "")
+        identity, events = directory.identity(), directory.events(recipe)
         try:
             parts = Parts(
                 recipe=recipe,
                 engine=engine,
                 learner=learner,
                 player=assembly.make_player(recipe, sessions, engine, prompter),
-                machine=assembly.make_machine(recipe, tasks, directory.identity().id_prefix),
+                machine=assembly.make_machine(recipe, tasks, identity.id_prefix),
                 slots=slots,
                 guard=guard,
                 eval_tasks=eval_tasks,
@@ -123,9 +132,12 @@ async def train(
                 reporter=reporter,
                 display=display,
                 worker=worker,
+                events=events,
+                run_id=identity.run_id,
             )
             return await Trainer(parts, resumed=resumed).run()
         finally:
+            events.close()
             await engine.close()
     finally:
         worker.close()
@@ -147,11 +159,14 @@ class _WarmStart:
     async def run(self, tasks: Sequence[str]) -> tuple[Tokenizer, CausalLM]:
         await self.reporter.status("warm_start")
         demonstrations = await self._demonstrations(tasks)
-        tokenizer = await self.worker.run(assembly.make_tokenizer, self.recipe, demonstrations)
+        making = self.worker.run(assembly.make_tokenizer, self.recipe, demonstrations)
+        tokenizer = await within("making the tokenizer", making, self.recipe.training.step_deadline_s, lambda: "")
         model = assembly.make_model(self.recipe, tokenizer)
         if demonstrations and self.recipe.warm_start.epochs:
             prompter = assembly.make_prompter(self.recipe, tokenizer)
-            losses = await self.worker.run(self._imitate, model, prompter, demonstrations)
+            watch = Watch("a step of imitation", self.recipe.training.step_deadline_s, lambda: "")
+            imitating = self.worker.run(self._imitate, model, prompter, demonstrations, watch)
+            losses = await watch.over(imitating)
             count = float(len(demonstrations))
             self.reporter.metrics(0, {"warm_start/loss": losses[-1], "warm_start/demonstrations": count})
         return tokenizer, model
@@ -163,17 +178,26 @@ class _WarmStart:
         queue = TaskQueue(tasks, self.recipe.training.seed)
         wanted = [queue.take() for _ in range(min(count, len(tasks)))]
         self.display.phase("demonstrations", len(wanted))
-        return await collect(
+        watch = Watch("a demonstration", self.recipe.training.batch_deadline_s, lambda: "")
+
+        def progress(done: int, total: int) -> None:
+            watch.progressed()
+            self.display.advance(done)
+
+        collecting = collect(
             self.sessions,
             wanted,
             assembly.demo_settings(self.recipe),
             slots=self.slots,
             guard=self.guard,
             cache=self.cache,
-            on_progress=lambda done, total: self.display.advance(done),
+            on_progress=progress,
         )
+        return await watch.over(collecting)
 
-    def _imitate(self, model: CausalLM, prompter: Prompter, demonstrations: tuple[Demonstration, ...]) -> list[float]:
+    def _imitate(
+        self, model: CausalLM, prompter: Prompter, demonstrations: tuple[Demonstration, ...], watch: Watch
+    ) -> list[float]:
         warm_start = self.recipe.warm_start
         samples = [
             to_sample(
@@ -190,6 +214,7 @@ class _WarmStart:
         self.display.phase("imitation", settings.epochs * -(-len(samples) // settings.batch_size))
 
         def progress(step: int, steps: int, loss: float) -> None:
+            watch.progressed()
             self.display.advance(step, f"loss {loss:.3f}")
 
         return imitate(learner, samples, settings, on_progress=progress)

@@ -80,7 +80,7 @@ def _make_recipe(**sections: dict[str, object]) -> Recipe:
         "checkpoint": {"every_steps": 4},
     }  # fmt: skip
     for section, values in sections.items():
-        base[section] = base[section] | values
+        base[section] = base.get(section, {}) | values
     return recipe_from_data({"name": "test", **base}, "test")
 
 
