@@ -110,7 +110,7 @@ def end_to_end_drop(workers: int, alpha: float, quick: bool, seed: int) -> Row:
 
 
 AGENTIC_TRAIN_WORKERS = 21
-"""Of 32: with the tuned split for a rollout that waits for environments, (L_g + N·μ_t/(βK) + t_sync)/(α + 1) a step."""
+"""Of 32, chosen by hand on one seed: the split for a rollout that waits for environments, (L_g + N·μ_t/(βK) + t_sync)/(α + 1) a step."""
 
 
 def agentic(extra_members: int, quick: bool, seed: int) -> Row:
