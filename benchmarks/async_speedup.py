@@ -110,7 +110,8 @@ def end_to_end_drop(workers: int, alpha: float, quick: bool, seed: int) -> Row:
 
 
 AGENTIC_TRAIN_WORKERS = 21
-"""Of 32, chosen by hand on one seed: the split for a rollout that waits for environments, (L_g + N·μ_t/(βK) + t_sync)/(α + 1) a step."""
+"""Of 32, chosen by hand on one seed, near the best split for a rollout that waits for environments, with a step of
+(L_g + N·μ_t/(βK) + t_sync)/(α + 1)."""
 
 
 def agentic(extra_members: int, quick: bool, seed: int) -> Row:
