@@ -53,8 +53,8 @@ class RunDirectory:
 
     def create(self, recipe: Recipe, identity: RunIdentity) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-        (self.path / "run.json").write_text(json.dumps(asdict(identity)), encoding="utf-8")
+        _replace(self.path / "recipe.yaml", to_yaml(recipe))
+        _replace(self.path / "run.json", json.dumps(asdict(identity)))
 
     def identity(self) -> RunIdentity:
         try:
@@ -75,6 +75,13 @@ class RunDirectory:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
+
+
+def _replace(path: Path, text: str) -> None:
+    """A process that dies here leaves the old file or the new one: both are written again at every resume."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 async def train(

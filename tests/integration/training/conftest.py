@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -14,15 +14,14 @@ from rich.console import Console
 
 from roll_core.config import Recipe
 from roll_core.config.load import recipe_from_data
-from roll_core.engines.base import EngineStats, SamplingParams
-from roll_core.models import CausalLM, ModelConfig
 from roll_core.rollout.sessions import LocalSessions
 from roll_core.training import assembly
 from roll_core.training.loop import Summary
 from roll_core.training.progress import Display
 from roll_core.training.reporting import FileReporter
 from roll_core.training.run import RunDirectory, RunIdentity, train
-from roll_core.types import Generation, Weights
+
+from .plain_engine import PlainEngine
 
 FOLDER = Path(__file__).parent
 TASKS = {"train": ["red", "green", "blue"], "test": ["red", "green", "blue"]}
@@ -87,57 +86,6 @@ def _make_recipe(**sections: dict[str, object]) -> Recipe:
 @pytest.fixture
 def run_directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "run")
-
-
-class PlainEngine:
-    """One request after the other, the whole sequence computed anew for each token, by the learner's own network.
-
-    Slow, but what it samples depends on nothing beside the request and the weights: runs can be compared bit for bit.
-    """
-
-    def __init__(self, config: ModelConfig, weights: Weights, **_: object) -> None:
-        self._model = CausalLM(config)
-        self._set(weights)
-
-    def _set(self, weights: Weights) -> None:
-        self._version = weights.version
-        self._model.load_state_dict(weights.tensors, strict=False)
-
-    async def start(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-    async def abort(self, request_id: str) -> None:
-        pass
-
-    def release(self, session: str) -> None:
-        pass
-
-    async def load_weights(self, weights: Weights) -> None:
-        self._set(weights)
-
-    def stats(self) -> EngineStats:
-        return EngineStats(self._version, 0, 0, 0, 0, 0, 1, 0.0)
-
-    async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, *, session: str = ""
-    ) -> Generation:
-        await asyncio.sleep(0)
-        generator = torch.Generator().manual_seed(params.seed or 0)
-        ids, logprobs = list(prompt_ids), []
-        while len(logprobs) < params.max_tokens:
-            with torch.no_grad():
-                scores = torch.log_softmax(self._model(torch.tensor([ids]))[0, -1], -1)
-            token = int(torch.multinomial(scores.exp(), 1, generator=generator))
-            ids.append(token)
-            logprobs.append(float(scores[token]))
-            if token in params.stop_token_ids:
-                break
-        sampled = tuple(ids[len(prompt_ids) :])
-        reason = "stop" if sampled[-1] in params.stop_token_ids else "length"
-        return Generation(sampled, tuple(logprobs), (self._version,) * len(sampled), reason)
 
 
 @pytest.fixture

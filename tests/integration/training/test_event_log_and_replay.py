@@ -1,4 +1,4 @@
-"""A run's event log is enough to redo its learner steps to the last bit, and says who sampled what under which version."""
+"""A run's event log is enough to redo its learner steps to the last bit, and says who sampled what."""
 
 from __future__ import annotations
 
