@@ -38,6 +38,8 @@ from rock.wire.models import (
     RunView,
     SandboxSpec,
     SandboxView,
+    SnapshotRequest,
+    SnapshotView,
     TaskFailure,
     TaskList,
     TurnRecord,
@@ -210,6 +212,10 @@ _ALL: tuple[Message, ...] = (
             detected_after_s=0.12,
         ),
         meaning=MEANING[SandboxState.FAILED],
+    ),
+    SnapshotRequest(epoch=1, number=2, step=20),
+    SnapshotView(
+        name=f"rock-snapshot:{LEASE}-1-2", step=20, at=LATER, bytes=48_210, node="local", number=2, took_s=0.4
     ),
     TaskFailure(env="alfworld", task=TASK, reason="KeyError: 'mug'"),
     TaskList(env="alfworld", split="train", tasks=(TASK,)),

@@ -22,6 +22,8 @@ from rock.wire.models import (
     RecoverRequest,
     RecoveryReport,
     SandboxView,
+    SnapshotRequest,
+    SnapshotView,
     TaskList,
 )
 
@@ -120,6 +122,20 @@ def _leases(router: APIRouter, control: Control) -> None:
     async def recovered(lease_id: LeaseId, report: RecoveryReport) -> None:
         """For the events and the metrics; nothing depends on it."""
         control.leases.recovered(lease_id, report)
+
+    @router.post("/leases/{lease_id}/snapshot", tags=["leases"], summary="Keep its sandbox's files as they are now")
+    async def snapshot(lease_id: LeaseId, request: SnapshotRequest) -> SnapshotView:
+        """For leases whose recovery is `snapshot`; between two steps. The one before it is removed. When the sandbox is
+        lost the next one is made of it. `invalid-request` where there is nothing to keep: a read-only root, or a
+        runtime without images; `storage-error` when the disk is almost full."""
+        return await control.leases.snapshots.take(lease_id, request)
+
+    @router.delete("/leases/{lease_id}/snapshot", status_code=204, tags=["leases"], summary="Forget its snapshot")
+    async def forget_snapshot(
+        lease_id: LeaseId, name: Annotated[str, Query(max_length=255, description="Another one of the lease stays.")]
+    ) -> None:
+        """Its holder has begun another episode."""
+        await control.leases.snapshots.forget(lease_id, name)
 
     @router.delete("/leases/{lease_id}", status_code=204, tags=["leases"], summary="Give the sandbox back")
     async def release(lease_id: LeaseId) -> None:

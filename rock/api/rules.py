@@ -81,6 +81,11 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/leases/{lease_id}/heartbeat"): Rule("run", _GONE),
     ("POST", "/leases/{lease_id}/recover"): Rule("run", (*_GONE, StaleEpoch, Recovering, *_LEASE_ERRORS)),
     ("POST", "/leases/{lease_id}/recovered"): Rule("run", _GONE),
+    ("POST", "/leases/{lease_id}/snapshot"): Rule(
+        "run",
+        (*_GONE, StaleEpoch, Conflict, StorageError, DeadlineExceeded, PlatformUnavailable, RuntimeUnavailable),
+    ),
+    ("DELETE", "/leases/{lease_id}/snapshot"): Rule("run"),
     ("POST", "/quarantine/tasks"): Rule("run"),
     ("DELETE", "/leases/{lease_id}"): Rule("run", (NotFound,)),
     ("GET", "/envs"): Rule("read"),

@@ -62,6 +62,8 @@ class Timing:
     view_s: float = 1.0
     look_s: float = 5.0
     adopt_s: float = 60.0
+    snapshot_s: float = 12.0
+    """Beyond the node's own limit on them."""
     claim_grace_s: float = 5.0
     """Beyond the claim's own ``wait_s``."""
     reconnect_s: float = 1.5
@@ -295,6 +297,17 @@ class RemoteNode:
 
     async def fence(self, leases: Mapping[str, int]) -> Sequence[str]:
         return _STRINGS.validate_python(await self._ask("fence", wire.FenceCall(leases=dict(leases))))
+
+    async def snapshot(self, lease_id: str, *, epoch: int, name: str) -> int:
+        call = wire.SnapshotCall(lease_id=lease_id, epoch=epoch, name=name)
+        return int(await self._ask("snapshot", call, within_s=self._timing.snapshot_s))
+
+    async def remove_snapshot(self, name: str) -> None:
+        call = wire.SnapshotNameCall(name=name)
+        await self._ask("remove_snapshot", call, within_s=self._timing.snapshot_s)
+
+    async def snapshots(self) -> Sequence[str]:
+        return _STRINGS.validate_python(await self._ask("snapshots"))
 
     async def quarantine(self) -> Sequence[QuarantineView]:
         return _QUARANTINE.validate_python(await self._ask("quarantine"))

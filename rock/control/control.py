@@ -115,6 +115,7 @@ class Control:
             asyncio.create_task(self._every(every.reconcile_every_s, self.leases.reconcile)),
             asyncio.create_task(self._every(every.reconcile_every_s, self.quarantine.reconcile)),
             asyncio.create_task(self._every(every.trim_every_s, self._fleet_store.trim)),
+            asyncio.create_task(self._every(every.trim_every_s, self.leases.snapshots.sweep_all)),
             asyncio.create_task(self._every(every.note_keys_every_s, self.keys.flush)),
         ]
 

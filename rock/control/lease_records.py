@@ -7,7 +7,7 @@ written after its end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from rock.domain.errors import StorageError
@@ -21,7 +21,10 @@ class LeaseRecords:
         self._store = store
         self._living: dict[str, StoredLease] = {}
         self._moved: dict[str, StoredLease] = {}
+        self._kept: dict[str, StoredLease] = {}
         self._ended: dict[str, str] = {}
+        self.on_end: Callable[[StoredLease], None] = lambda lease: None
+        """Told of every lease that ends, once."""
 
     def __iter__(self) -> Iterator[StoredLease]:
         return iter(list(self._living.values()))
@@ -52,10 +55,23 @@ class LeaseRecords:
             log.warning("lease=%s its new sandbox will be stored later: %s", lease.id, error)
             self._moved[lease.id] = lease
 
+    async def keep_snapshot(self, lease: StoredLease) -> None:
+        """It has another snapshot, or none. A database that refuses costs nothing but the use of it after a crash."""
+        self._living[lease.id] = lease
+        try:
+            await self._store.save_snapshot(lease)
+        except StorageError as error:
+            log.warning("lease=%s its snapshot will be stored later: %s", lease.id, error)
+            self._kept[lease.id] = lease
+
     def end(self, lease_id: str, reason: str) -> StoredLease | None:
         self._moved.pop(lease_id, None)
+        self._kept.pop(lease_id, None)
         self._ended[lease_id] = reason
-        return self._living.pop(lease_id, None)
+        lease = self._living.pop(lease_id, None)
+        if lease is not None:
+            self.on_end(lease)
+        return lease
 
     async def flush(self) -> None:
         """Write down what was not yet written. Raises StorageError; then it is kept for the next time."""
@@ -63,6 +79,10 @@ class LeaseRecords:
             await self._store.rebind_lease(lease)
             if self._moved.get(lease.id) is lease:
                 del self._moved[lease.id]
+        for lease in list(self._kept.values()):
+            await self._store.save_snapshot(lease)
+            if self._kept.get(lease.id) is lease:
+                del self._kept[lease.id]
         batch = dict(self._ended)
         if batch:
             await self._store.end_leases(batch, datetime.now(UTC))

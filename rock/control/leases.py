@@ -25,6 +25,7 @@ from rock.control.nodes import NodeBook
 from rock.control.offers import Offers
 from rock.control.once import Once
 from rock.control.rebinding import HELD, Rebinding
+from rock.control.snapshots import Snapshots
 from rock.domain.clock import Clock
 from rock.domain.errors import LeaseExpired, Recovering, RockError, SandboxLost, StorageError
 from rock.domain.leases import Held, LeaseBook
@@ -65,8 +66,16 @@ class LeaseService:
         self._claims: dict[str, int] = {}
         self._quota = Quota()
         self._once: Once[LeaseView] = Once(clock)
+        self.snapshots = Snapshots(nodes, self._book, self._records, clock)
         self._rebinding = Rebinding(
-            nodes, self._book, self._records, self._claims, clock, done=self._rebound, given_up=self._given_up
+            nodes,
+            self._book,
+            self._records,
+            self.snapshots,
+            self._claims,
+            clock,
+            done=self._rebound,
+            given_up=self._given_up,
         )
         self.counters = Counters()
 
@@ -76,6 +85,7 @@ class LeaseService:
     async def close(self) -> None:
         """End what is under way. Leases in recovery stay stored, and are taken up by :meth:`recover`."""
         await self._rebinding.close()
+        await self.snapshots.close()
 
     # --- granting
 
@@ -122,6 +132,7 @@ class LeaseService:
                     offer.recovery,
                     key_id=caller.key_id,
                     needs_s=request.needs_s,
+                    image=sandbox.spec.image,
                 )
                 self._hold(lease)
         except Exception:
@@ -136,7 +147,8 @@ class LeaseService:
             raise
         self.counters.granted += 1
         self.counters.claim_seconds.observe(self._clock.now() - began)
-        return self._view(lease, token)
+        every = offer.env.snapshot_every if offer.env is not None else 0
+        return self._view(lease, token).model_copy(update={"snapshot_every": every})
 
     def _held_by(self, caller: Caller) -> int:
         return sum(lease.key_id == caller.key_id for lease in self._records) if caller.max_leases else 0
@@ -192,6 +204,8 @@ class LeaseService:
             recovery=lease.recovery,
             recoveries=lease.recoveries,
             recovering=not self._book.get(lease.id).bound,
+            snapshot=lease.spec.image if lease.spec.from_snapshot else "",
+            latest_snapshot=lease.snapshot,
         )
 
     # --- losing a sandbox, and recovering
@@ -219,6 +233,8 @@ class LeaseService:
         for held in ours:
             if held.lease_id not in good:
                 self._lost(held, f"it did not survive the absence of node {node.name}")
+        with suppress(RockError):
+            await self.snapshots.sweep(node)
 
     def drain(self, name: str, why: str) -> int:
         """Begin to move the leases on the node that can be moved; how many it still has."""
@@ -230,14 +246,16 @@ class LeaseService:
     async def rebind(self, lease_id: str, request: RecoverRequest) -> LeaseView:
         """The lease with the sandbox that took the place of the one of ``request.epoch``. Idempotent.
 
-        The holder may be the first to know of the loss; its word is taken for it.
+        The holder may be the first to know of the loss; its word is taken for it, and for what it can go on from.
         Raises: LeaseExpired, NotFound; SandboxLost when it does not recover; Recovering after ``wait_s``.
         """
+        if request.snapshot is not None:
+            await self.snapshots.keep_only(lease_id, request.snapshot)
         held = self._book.catch_up(lease_id, request.epoch)
         if held.bound and held.epoch == request.epoch:
             self._lost(held, f"its holder says: {request.why}" if request.why else "its holder says so")
         deadline = asyncio.get_running_loop().time() + request.wait_s
-        while not self._book.get(lease_id).bound:
+        while not self._suits(self._book.get(lease_id), request):
             left_s = deadline - asyncio.get_running_loop().time()
             if left_s <= 0:
                 raise Recovering(
@@ -249,6 +267,18 @@ class LeaseService:
         await self._rebinding.wait(lease_id, max(0.0, deadline - asyncio.get_running_loop().time()))
         self._book.get(lease_id)
         return self._view_of(lease_id)
+
+    def _suits(self, held: Held, request: RecoverRequest) -> bool:
+        """Whether it is bound, and to a sandbox that its holder can go on in: one that was made of a snapshot whose
+        answer never reached the holder is another's state to it."""
+        if not held.bound:
+            return False
+        lease = self._records.get(held.lease_id)
+        assert lease is not None, held.lease_id
+        if request.snapshot is None or not lease.spec.from_snapshot or lease.spec.image == request.snapshot:
+            return True
+        self._lost(held, "it was made of a snapshot that its holder does not know")
+        return False
 
     def recovered(self, lease_id: str, report: RecoveryReport) -> None:
         """Its holder has replayed the episode, or failed to."""
@@ -390,6 +420,7 @@ class LeaseService:
         for lease in stored:
             if lease.node not in self._nodes:
                 self.adopt(lease, f"node {lease.node} has not come back")
+        await self.snapshots.sweep_all()
         await self.store_ended()
 
     def adopt(self, lease: StoredLease, lost: str = "") -> None:

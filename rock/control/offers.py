@@ -40,12 +40,12 @@ class Offers:
             if request.image or request.spec is not None:
                 raise InvalidRequest("a lease names either an environment or an image, not both", hint="Drop one.")
             offer = await self._env(request.env)
-            return Offer(offer.spec, request.recovery or offer.recovery, offer.env)
+            return _possible(Offer(offer.spec, request.recovery or offer.recovery, offer.env))
         if request.spec is not None:
             if request.image and request.image != request.spec.image:
                 raise InvalidRequest(f"image {request.image!r} is not that of the spec, {request.spec.image!r}")
-            return Offer(request.spec, request.recovery or "none")
-        return Offer(SandboxSpec(image=request.image), request.recovery or "none")
+            return _possible(Offer(request.spec, request.recovery or "none"))
+        return _possible(Offer(SandboxSpec(image=request.image), request.recovery or "none"))
 
     async def _env(self, env: str) -> Offer:
         """Reading an environment's files costs more than a claim; a new build may be seen this little later."""
@@ -78,3 +78,14 @@ class Offers:
         specs = {env: await asyncio.to_thread(self._catalog.spec, env) for env in self._pool_sizes}
         for env, spec in specs.items():
             await self._keep_warm(env, spec)
+
+
+def _possible(offer: Offer) -> Offer:
+    if offer.recovery == "snapshot" and offer.spec.read_only:
+        what = f"environment {offer.env.name!r}" if offer.env is not None else "a sandbox with a read-only root"
+        raise InvalidRequest(
+            f"{what} cannot recover by snapshots: with a read-only root there is nothing to keep",
+            hint="Set [sandbox] read_only = false in env.toml and have the environment write its state to the root "
+            '(/var/tmp, say), or declare recovery = "replay".',
+        )
+    return offer

@@ -1,5 +1,7 @@
 """Another sandbox for a lease that lost its own: claimed on a node that may have it, under an epoch of its own.
 
+It is made of the lease's snapshot if there is one, first on the node that has it; if that cannot be, as new.
+
 Begun as soon as anybody reports the loss, so that it is mostly done when the holder asks. Every wait has a limit; what
 was claimed for a lease that has ended meanwhile is released at once.
 """
@@ -15,6 +17,7 @@ from dataclasses import replace
 
 from rock.control.lease_records import LeaseRecords
 from rock.control.nodes import NodeBook
+from rock.control.snapshots import Snapshots
 from rock.domain.backoff import Backoff, BackoffPolicy
 from rock.domain.clock import Clock
 from rock.domain.errors import ImageNotFound, InvalidRequest, NotFound, PlatformUnavailable, Quarantined, RockError
@@ -22,6 +25,7 @@ from rock.domain.leases import LeaseBook
 from rock.domain.sandbox import SandboxState
 from rock.store.fleet import StoredLease
 from rock.wire.handle import NodeHandle
+from rock.wire.models import SandboxSpec
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,8 @@ _CLAIM_GRACE_S = 5.0
 # A released sandbox tells nobody how it failed. Its node takes 0.1 s to find out about a death, 2 s about a freeze.
 _EVIDENCE_WAIT_S = 4.0
 _HOPELESS = (ImageNotFound, InvalidRequest, Quarantined)
+# A snapshot that will not start is not worth the whole wait: the episode can be replayed from the start.
+_SNAPSHOT_TRIES = 2
 
 
 class Rebinding:
@@ -44,6 +50,7 @@ class Rebinding:
         nodes: NodeBook,
         book: LeaseBook,
         records: LeaseRecords,
+        snapshots: Snapshots,
         claims: dict[str, int],
         clock: Clock,
         *,
@@ -53,6 +60,7 @@ class Rebinding:
         self._nodes = nodes
         self._book = book
         self._records = records
+        self._snapshots = snapshots
         self._claims = claims
         self._clock = clock
         self._done = done
@@ -106,6 +114,9 @@ class Rebinding:
                 moved = await self._attempt(lease, epoch, min(_ATTEMPT_WAIT_S, max(0.1, left_s)), tried)
             except (RockError, TimeoutError) as error:
                 pause_s = backoff.failed(self._clock.now())
+                if await self._without_snapshot(lease.id, error, backoff.failures):
+                    tried.clear()
+                    continue
                 left_s = deadline - asyncio.get_running_loop().time() - pause_s
                 if left_s <= 0 or isinstance(error, _HOPELESS):
                     self._given_up(lease.id, f"{why}; no other could take its place: {error}")
@@ -120,12 +131,14 @@ class Rebinding:
 
     async def _attempt(self, lease: StoredLease, epoch: int, wait_s: float, tried: set[str]) -> StoredLease | None:
         """None if the lease ended meanwhile."""
-        node = await self._choose(lease, tried)
+        lease = self._records.get(lease.id) or lease  # its snapshot may be another by now
+        spec = _spec(lease)
+        node = await self._choose(lease, spec, tried)
         self._claims[lease.id] = epoch
         try:
             async with asyncio.timeout(wait_s + _CLAIM_GRACE_S):
                 sandbox = await node.claim(
-                    lease.spec,
+                    spec,
                     lease_id=lease.id,
                     token_sha256=lease.token_sha256,
                     epoch=epoch,
@@ -139,19 +152,37 @@ class Rebinding:
         if held is None:
             await node.release(sandbox.id, reason="its lease has ended")
             return None
-        return replace(lease, sandbox_id=sandbox.id, node=node.name, epoch=epoch, recoveries=held.recoveries)
+        lease = self._records.get(lease.id) or lease
+        return replace(lease, sandbox_id=sandbox.id, node=node.name, epoch=epoch, spec=spec, recoveries=held.recoveries)
 
-    async def _choose(self, lease: StoredLease, tried: set[str]) -> NodeHandle:
-        """One that was not tried in vain yet, if there is one."""
-        try:
-            node = await self._nodes.choose(lease.spec, avoid=tried)
-        except PlatformUnavailable:
-            if not tried:
-                raise
-            tried.clear()
-            node = await self._nodes.choose(lease.spec)
+    async def _choose(self, lease: StoredLease, spec: SandboxSpec, tried: set[str]) -> NodeHandle:
+        """One that was not tried in vain yet, if there is one; first of all the one that has the snapshot."""
+        node = None
+        if spec.from_snapshot and lease.snapshot is not None and lease.snapshot.node not in tried:
+            with suppress(PlatformUnavailable):
+                others = {each.name for each in self._nodes if each.name != lease.snapshot.node}
+                node = await self._nodes.choose(spec, avoid=others)
+        if node is None:
+            try:
+                node = await self._nodes.choose(spec, avoid=tried)
+            except PlatformUnavailable:
+                if not tried:
+                    raise
+                tried.clear()
+                node = await self._nodes.choose(spec)
         tried.add(node.name)
         return node
+
+    async def _without_snapshot(self, lease_id: str, error: RockError | TimeoutError, failures: int) -> bool:
+        """Whether the next try is made without the snapshot, because it will not do."""
+        lease = self._records.get(lease_id)
+        if lease is None or lease.snapshot is None:
+            return False
+        if failures < _SNAPSHOT_TRIES and not isinstance(error, _HOPELESS):
+            return False
+        log.warning("lease=%s goes on without its snapshot %s: %s", lease_id, lease.snapshot.name, error)
+        await self._snapshots.forget(lease_id, lease.snapshot.name)
+        return True
 
     # --- the lost one
 
@@ -187,3 +218,9 @@ class Rebinding:
                 await node.release(sandbox_id, reason=f"lost: {why}")
         finally:
             self._condemned.pop(sandbox_id, None)
+
+
+def _spec(lease: StoredLease) -> SandboxSpec:
+    if lease.snapshot is None:
+        return lease.fresh_spec
+    return lease.spec.model_copy(update={"image": lease.snapshot.name})

@@ -21,6 +21,10 @@ Error types are the codes of ``rock.domain.errors``. Operations (fields → valu
     env.reset     seq, task, seed, options → {"observation", "info"}
     env.step      seq, action → {"observation", "reward", "terminated", "truncated", "info"}
     env.call      method, args → {"value"}
+    env.hooks     → {"snapshots": whether the environment has ``checkpoint`` and ``restore``}
+    env.checkpoint → {"state"}  between two steps, before the sandbox's files are kept
+    env.restore   seq, task, seed, options, state → {}   instead of a reset, over kept files; ``seq`` is the number of
+                  the step that the state stands after, whatever came before
     env.close     → {}
     shell.open    [cwd, environ] → {"shell": id}
     shell.run     shell, command, timeout_s, max_output_bytes
@@ -37,10 +41,11 @@ Error types are the codes of ``rock.domain.errors``. Operations (fields → valu
 ``seq`` counts the env requests of an episode from 0 (the reset). A repeated ``seq`` with the same request returns the
 cached result and does not act again; an older one or a gap is refused as ``conflict``. A reset with ``seq`` 0 begins a
 new episode at any time. A request that is refused does not use up its number. After ``environment-error`` or
-``sandbox-lost`` the episode is void: every step gives the same error until the next reset. ``env.call`` has no number;
-after ``sandbox-lost`` it too is refused until then. An env process that dies is started anew at once (``loading``), so
-that the reset finds it loaded; one that dies again and again, or before it was usable, stays ``dead`` until a reset.
-One that a signal has stopped is ended, as having died, at the second ping that finds it so.
+``sandbox-lost`` the episode is void: every step gives the same error until the next reset. ``env.call``, ``env.hooks``
+and ``env.checkpoint`` have no number; after ``sandbox-lost`` they too are refused until then. An env process that dies
+is started anew at once (``loading``), so that the reset finds it loaded; one that dies again and again, or before it
+was usable, stays ``dead`` until a reset. One that a signal has stopped is ended, as having died, at the second ping
+that finds it so.
 
 With ``--orphan-after SECONDS`` a guest to whom nobody from outside has been connected for so long ends itself.
 

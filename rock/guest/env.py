@@ -33,3 +33,22 @@ class Env:
 
     def close(self) -> None:
         """Called once before the process ends, when it ends in order."""
+
+
+class SnapshotEnv(Env):
+    """For ``recovery = "snapshot"``: an environment whose state lies in files, which a snapshot of the sandbox keeps.
+
+    Kept is what is written to the root (``/var/tmp``, say); not ``/tmp``, which is memory, nor any process.
+    """
+
+    def checkpoint(self) -> Any:
+        """Called between two steps, before the files are kept: write out what is in memory only, close or flush files.
+
+        Returns what ``restore`` needs beside the files: JSON, at most 256 KiB. Called right after ``restore`` it must
+        return the same again: that is how the platform sees that the episode is where it was.
+        """
+        raise NotImplementedError
+
+    def restore(self, task: str, seed: int, options: Dict[str, Any], state: Any) -> None:
+        """Instead of ``reset``, in a new process over the kept files: be where ``checkpoint`` returned ``state``."""
+        raise NotImplementedError

@@ -309,6 +309,14 @@ def answer(env: Any, request: dict[str, Any]) -> tuple[Any, ...]:
         if op == "env.reset":
             observation, info = env.reset(request["task"], request["seed"], request["options"])
             return VALUE, dumps({"observation": observation, "info": info})
+        if op == "env.restore":
+            env.restore(request["task"], request["seed"], request["options"], request["state"])
+            return VALUE, dumps({})
+        if op == "env.checkpoint":
+            return VALUE, dumps({"state": env.checkpoint()})
+        if op == "env.hooks":
+            hooks = [callable(getattr(env, name, None)) for name in ("checkpoint", "restore")]
+            return VALUE, dumps({"snapshots": all(hooks)})
         return VALUE, dumps({"value": env.call(request["method"], request["args"])})
     except Exception as error:  # noqa: BLE001 - rule 1: whatever it raises makes the episode void, never a reward
         unknown = _unknown_name(op, request, error)

@@ -45,8 +45,9 @@ class Episode:
     """The place in the sequence of env requests, and the last answer.
 
     ``admit`` says what to do with a request: RUN it and then call ``settle``, JOIN the one that runs, or send what is
-    CACHED in ``answer``. A reset carries number 0, or the next one. (A reset that arrives a second time, late, begins
-    the episode anew; its holder learns of it, because the next step then leaves a gap.)
+    CACHED in ``answer``. A reset carries number 0, or the next one; a restored episode goes on from any number. (A
+    reset that arrives a second time, late, begins the episode anew; its holder learns of it, because the next step then
+    leaves a gap.)
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class Episode:
         self.over = False
         self.failure: Any = None  # GuestError
 
-    def admit(self, seq: int, request: Any, is_reset: bool) -> str:
+    def admit(self, seq: int, request: Any, is_reset: bool, is_restore: bool = False) -> str:
         if not isinstance(seq, int) or isinstance(seq, bool) or seq < 0:
             raise invalid("seq is %r, expected a whole number from 0" % (seq,))
         if self.running:
@@ -70,7 +71,8 @@ class Episode:
                 return JOIN
             raise GuestError("conflict", "env request %d came while request %d still runs" % (seq, self.last_seq))
         repeated = seq == self.last_seq and request == self.request
-        if is_reset and seq in (0, self.last_seq + 1) and not (repeated and self.failure is None):
+        begins = is_restore or (is_reset and seq in (0, self.last_seq + 1))
+        if begins and not (repeated and self.failure is None):
             return self._run(seq, request)
         if repeated:
             if self.failure is not None:

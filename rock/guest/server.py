@@ -58,7 +58,10 @@ class Server:
             "bind": self._bind,
             "env.reset": self._env_reset,
             "env.step": self._env_step,
+            "env.restore": self._env_restore,
             "env.call": self._env_call,
+            "env.hooks": self._env_unnumbered,
+            "env.checkpoint": self._env_unnumbered,
             "env.close": self._env_close,
             "shell.open": self._shell_open,
             "shell.run": self._shell_run,
@@ -226,6 +229,16 @@ class Server:
         }
         return self._numbered(request, call, connection, id_json)
 
+    def _env_restore(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        call = {
+            "op": "env.restore",
+            "task": field(request, "task", str, ""),
+            "seed": field(request, "seed", int, 0),
+            "options": field(request, "options", dict, {}) or {},
+            "state": request.get("state"),
+        }
+        return self._numbered(request, call, connection, id_json)
+
     def _env_step(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         if "action" not in request:
             raise invalid("env.step without an action")
@@ -233,7 +246,8 @@ class Server:
 
     def _numbered(self, request: dict[str, Any], call: dict[str, Any], connection: Connection, id_json: str) -> Any:
         env = self._require_env()
-        verdict = self.episode.admit(field(request, "seq", int), call, call["op"] == "env.reset")
+        op = call["op"]
+        verdict = self.episode.admit(field(request, "seq", int), call, op == "env.reset", op == "env.restore")
         if verdict == CACHED:
             connection.send(id_json, self.episode.answer)
             return LATER
@@ -246,9 +260,9 @@ class Server:
             raise self.episode.failure
         if env.state in ("none", "dead"):
             env.start()
-        if call["op"] == "env.reset":
+        if op != "env.step":
             self._lost = None
-        self._step_at = time.monotonic() if call["op"] == "env.step" else None
+        self._step_at = time.monotonic() if op == "env.step" else None
         env.call(call, self._settle)
         return LATER
 
@@ -268,8 +282,14 @@ class Server:
             connection.send(id_json, payload)
 
     def _env_call(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
-        env = self._require_env()
         call = {"op": "env.call", "method": field(request, "method", str), "args": field(request, "args", dict, {})}
+        return self._beside_the_episode(call, connection, id_json)
+
+    def _env_unnumbered(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        return self._beside_the_episode({"op": request["op"]}, connection, id_json)
+
+    def _beside_the_episode(self, call: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        env = self._require_env()
         if env.busy_s:
             raise GuestError("conflict", "the environment is busy with another request", "One at a time.")
         if self._lost is not None or env.state == "dead":

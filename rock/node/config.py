@@ -47,6 +47,10 @@ class NodeConfig:
     """From this share of the machine's memory on, pools keep no more than is configured; see ``full_at``."""
     full_at: float = 0.93
     """From here on they are not refilled at all: what memory is left is for sandboxes that somebody waits for."""
+    snapshot_timeout_s: float = 10.0
+    """A snapshot takes 0.4 s. Its sandbox may not go on meanwhile, so one that takes long is given up."""
+    disk_full_at: float = 0.92
+    """From this share of the disk on that images lie on, no snapshot is taken."""
     quarantine: QuarantinePolicy = field(default_factory=QuarantinePolicy)
     quick_death_s: float = 5.0
     """One that dies this soon after it became ready counts against its image; one that lives longer speaks for it."""

@@ -292,7 +292,7 @@ class Fleet:
         in_use = {record.digest for record in self.records.values()}
         for pool in list(self.pools.values()):
             wanted = pool.sizer.limits.minimum or self.waiting(pool)
-            if pool.sizer.idle(now) and not wanted and pool.digest not in in_use:
+            if (pool.sizer.idle(now) or pool.spec.from_snapshot) and not wanted and pool.digest not in in_use:
                 del self.pools[pool.digest]
 
     @property

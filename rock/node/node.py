@@ -38,6 +38,7 @@ from rock.node.config import NodeConfig
 from rock.node.fleet import Fleet
 from rock.node.gateway import Gateway
 from rock.node.record import Grant, Pool, Record, Waiter
+from rock.node.snapshots import SnapshotTaker
 from rock.node.supervisor import Supervisor
 from rock.runtimes.base import Runtime
 from rock.wire.handle import HeldLease
@@ -68,6 +69,7 @@ class Node:
         self._runtime = runtime
         self._fleet = Fleet(config, runtime.name, clock or MonotonicClock(), rng or random.Random())
         self._supervisor = Supervisor(config, runtime, self._fleet)
+        self._snapshots = SnapshotTaker(config, runtime, self._fleet)
         self._gateway = Gateway(self._fleet)
         self._started_at = datetime.now(UTC)
         self._closed = False
@@ -208,6 +210,15 @@ class Node:
                 ended.append(record.id)
         return ended
 
+    async def snapshot(self, lease_id: str, *, epoch: int, name: str) -> int:
+        return await self._snapshots.take(lease_id, epoch, name)
+
+    async def remove_snapshot(self, name: str) -> None:
+        await self._runtime.remove_snapshot(name)
+
+    async def snapshots(self) -> Sequence[str]:
+        return await self._runtime.snapshots()
+
     async def quarantine(self) -> Sequence[QuarantineView]:
         return self._fleet.quarantine.views()
 
@@ -320,7 +331,9 @@ class Node:
         try:
             if not keep_sandboxes:
                 await self._remove_everything()
+                await self._snapshots.remove_all()
         finally:
+            await self._snapshots.close()
             await self._runtime.close()
 
     async def _remove_everything(self) -> None:

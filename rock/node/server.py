@@ -176,6 +176,12 @@ class NodeServer:
             ),
             "release": (wire.ReleaseCall, lambda call: node.release(call.sandbox_id, reason=call.reason)),
             "fence": (wire.FenceCall, lambda call: node.fence(call.leases)),
+            "snapshot": (
+                wire.SnapshotCall,
+                lambda call: node.snapshot(call.lease_id, epoch=call.epoch, name=call.name),
+            ),
+            "remove_snapshot": (wire.SnapshotNameCall, lambda call: node.remove_snapshot(call.name)),
+            "snapshots": (nothing, lambda _: node.snapshots()),
             "quarantine": (nothing, lambda _: node.quarantine()),
             "clear_quarantine": (wire.SubjectCall, lambda call: node.clear_quarantine(call.subject)),
             "restore_quarantine": (wire.QuarantineCall, lambda call: node.restore_quarantine(call.views)),

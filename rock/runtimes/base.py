@@ -88,6 +88,26 @@ class Runtime(Protocol):
 
     async def logs(self, handle: str, lines: int) -> Sequence[str]: ...
 
+    async def snapshot(self, handle: str, name: str, lease_id: str) -> int:
+        """Keep the sandbox's files as image ``name``; the bytes that takes. It runs on, and is never paused for it.
+
+        Raises InvalidRequest (this runtime, or a sandbox with a read-only root, has nothing to keep), SandboxLost,
+        StorageError, RuntimeUnavailable.
+        """
+        ...
+
+    async def remove_snapshot(self, name: str) -> None:
+        """No error if it is gone already. Raises Conflict while a sandbox that was made of it exists."""
+        ...
+
+    async def snapshots(self) -> Sequence[str]:
+        """The names of all of this instance, whoever made them."""
+        ...
+
+    async def disk_used(self) -> float:
+        """The share of the disk in use that snapshots would lie on, 0 to 1; 0 where nobody can tell."""
+        ...
+
     def watch(self) -> AsyncIterator[RuntimeEvent]:
         """Events until the iterator is closed. Reconnects by itself; may miss events, and the caller must not mind."""
         ...

@@ -108,6 +108,21 @@ class BubblewrapRuntime:
     async def logs(self, handle: str, lines: int) -> Sequence[str]:
         return await self._in_thread(lambda: self._logs(handle, lines))
 
+    async def snapshot(self, handle: str, name: str, lease_id: str) -> int:
+        raise InvalidRequest(
+            "bubblewrap keeps no files of a sandbox: its root is the host's own, read-only",
+            hint="Use Docker for environments that recover by snapshots; here they are replayed from the start.",
+        )
+
+    async def remove_snapshot(self, name: str) -> None:
+        """There are none."""
+
+    async def snapshots(self) -> Sequence[str]:
+        return ()
+
+    async def disk_used(self) -> float:
+        return 0.0
+
     async def watch(self) -> AsyncIterator[RuntimeEvent]:
         """Looks again and again: it reads a few small files per sandbox."""
         told: set[str] = set()

@@ -152,6 +152,7 @@ class EnvCatalog:
             episode_s=manifest.deadlines.episode_s,
             scoring_s=manifest.deadlines.scoring_s,
             cleanup_s=manifest.deadlines.cleanup_s,
+            snapshot_every=manifest.snapshot.every_steps if manifest.recovery == "snapshot" else 0,
         )
 
     def tasks(self, name: str, split: str = "") -> list[str]:

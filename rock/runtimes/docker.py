@@ -29,6 +29,7 @@ from docker.utils import kwargs_from_env
 
 from rock.domain.detection import Look, Seen
 from rock.domain.errors import ImageNotFound, InvalidRequest, RockError, RuntimeUnavailable
+from rock.runtimes import docker_snapshots
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.cgroups import docker_groups, oom_kills_in
 from rock.runtimes.docker_events import EventThread
@@ -101,6 +102,20 @@ class DockerRuntime:
 
     async def logs(self, handle: str, lines: int) -> Sequence[str]:
         return await self._call(self._logs, handle, lines)
+
+    async def snapshot(self, handle: str, name: str, lease_id: str) -> int:
+        labels = {**self._labels, **self._home, LABEL_SNAPSHOT: lease_id}
+        return await self._call(lambda: docker_snapshots.make(self._api(), handle, name, labels))
+
+    async def remove_snapshot(self, name: str) -> None:
+        await self._call(lambda: docker_snapshots.remove(self._api(), name))
+
+    async def snapshots(self) -> Sequence[str]:
+        labels = [LABEL_SNAPSHOT, *self._label_filter]
+        return await self._call(lambda: docker_snapshots.names(self._api(), labels))
+
+    async def disk_used(self) -> float:
+        return await self._call(lambda: docker_snapshots.disk_used(self._api()))
 
     async def watch(self) -> AsyncIterator[RuntimeEvent]:
         client = functools.partial(new_client, self._base_url, _CALL_TIMEOUT_S)

@@ -7,6 +7,7 @@ this user**; never give it to a model. What is started here ends with this proce
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from rock.domain.detection import Look, Seen
-from rock.domain.errors import ImageNotFound, RuntimeUnavailable
+from rock.domain.errors import Conflict, ImageNotFound, RuntimeUnavailable, SandboxLost
 from rock.guest.loop import Loop
 from rock.guest.output import Log
 from rock.guest.server import Server
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.fake_env import InlineEnv, ToyEnv
 from rock.runtimes.faults import Faults
-from rock.runtimes.shared import socket_path
-from rock.wire.models import SandboxSpec
+from rock.runtimes.shared import nothing_to_keep, socket_path
+from rock.wire.models import SNAPSHOT_PREFIX, SandboxSpec
 
 
 class FakeSandbox:
@@ -38,6 +39,8 @@ class FakeSandbox:
         self.silent: Seen | None = None
         """Why it answers nothing, as a look at its process would tell; None: it answers."""
         self.on_thaw: list[Callable[[], None]] = []
+        self.disk: dict[str, Any] = copy.deepcopy(runtime.kept.get(spec.image, {}))
+        """Its files, for an environment that has a ``disk``; what a snapshot keeps."""
         self.slow_s = 0.0
         self.oom_kills = 0
         self.exit_code: int | None = None
@@ -125,6 +128,8 @@ class FakeRuntime:
         self.starts = 0
         self.image_versions: dict[str, str] = {}
         """What ``ensure_image`` answers: change it, and the image was built anew."""
+        self.kept: dict[str, dict[str, Any]] = {}
+        """Snapshots by name."""
         self._sandboxes: dict[str, FakeSandbox] = {}
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Queue[RuntimeEvent]]] = set()
         self._thread = threading.Thread(target=self.loop.run, name="fake-runtime", daemon=True)
@@ -137,7 +142,7 @@ class FakeRuntime:
 
     async def ensure_image(self, image: str) -> str:
         self._require_available()
-        if image in self.faults.missing_images:
+        if image in self.faults.missing_images or (image.startswith(SNAPSHOT_PREFIX) and image not in self.kept):
             raise ImageNotFound(f"no image {image!r}", hint="Remove it from Faults.missing_images.")
         return self.image_versions.get(image, "")
 
@@ -189,6 +194,30 @@ class FakeRuntime:
     async def logs(self, handle: str, lines: int) -> Sequence[str]:
         sandbox = self._sandboxes.get(handle)
         return sandbox.log.lines(lines) if sandbox else []
+
+    async def snapshot(self, handle: str, name: str, lease_id: str) -> int:
+        sandbox = self._sandboxes.get(handle)
+        if sandbox is None:
+            raise SandboxLost("it was removed")
+        if sandbox.spec.read_only:
+            raise nothing_to_keep()
+        if sandbox.faults.snapshot_delay_s:
+            await asyncio.sleep(sandbox.faults.snapshot_delay_s)
+        if sandbox.faults.snapshot_error:
+            raise RuntimeUnavailable(sandbox.faults.snapshot_error)
+        await self._in_loop(lambda: self.kept.update({name: copy.deepcopy(sandbox.disk)}))
+        return len(repr(sandbox.disk))
+
+    async def remove_snapshot(self, name: str) -> None:
+        if any(sandbox.spec.image == name for sandbox in self._sandboxes.values()):
+            raise Conflict(f"snapshot {name} is in use")
+        self.kept.pop(name, None)
+
+    async def snapshots(self) -> Sequence[str]:
+        return list(self.kept)
+
+    async def disk_used(self) -> float:
+        return self.faults.disk_used
 
     async def watch(self) -> AsyncIterator[RuntimeEvent]:
         watcher = (asyncio.get_running_loop(), asyncio.Queue[RuntimeEvent]())

@@ -44,6 +44,29 @@ class ToyEnv:
         pass
 
 
+class DiskEnv(ToyEnv):
+    """The toy, whose state lies in its sandbox's files: a snapshot keeps it."""
+
+    disk: dict[str, Any]
+
+    def reset(self, task: str, seed: int, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self.disk.clear()
+        answer = super().reset(task, seed, options)
+        self.disk["count"] = 0
+        return answer
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        answer = super().step(action)
+        self.disk["count"] = self.count
+        return answer
+
+    def checkpoint(self) -> Any:
+        return {"length": self.length, "count": self.count}
+
+    def restore(self, task: str, seed: int, options: dict[str, Any], state: Any) -> None:
+        self.length, self.count = state["length"], self.disk["count"]
+
+
 class InlineEnv:
     """Looks like ``EnvProcess``, in the loop's own thread, with faults."""
 
@@ -67,6 +90,8 @@ class InlineEnv:
 
     def start(self) -> None:
         self._env = self._factory()
+        if isinstance(self._env, DiskEnv):
+            self._env.disk = self._sandbox.disk
         self._steps = 0
         self.state = "ready"
 

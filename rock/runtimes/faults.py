@@ -45,6 +45,10 @@ class Faults:
     stop_error: str = ""
     inspect_error: str = ""
     list_error: str = ""
+    snapshot_delay_s: float = 0.0
+    snapshot_error: str = ""
+    """Every ``snapshot`` raises RuntimeUnavailable with this text, after the delay."""
+    disk_used: float = 0.0
     deaf: bool = False
     """``watch`` tells nothing: only the reconcile loop can find out."""
     applies_to: Callable[[SandboxSpec], bool] | None = None

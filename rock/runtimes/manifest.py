@@ -71,6 +71,13 @@ class DeadlinesSection(_Section):
     cleanup_s: Annotated[float, Field(ge=0)] = 0.0
 
 
+class SnapshotSection(_Section):
+    """For ``recovery = "snapshot"``."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps between two snapshots: each takes 0.4 s while the agent thinks, and saves replaying what was before it."""
+
+
 class SandboxSection(_Section):
     """Anything looser than the default shows in `rock ps`."""
 
@@ -91,6 +98,7 @@ class EnvManifest(_Section):
     pool: PoolSection = PoolSection()
     deadlines: DeadlinesSection = DeadlinesSection()
     sandbox: SandboxSection = SandboxSection()
+    snapshot: SnapshotSection = SnapshotSection()
 
 
 def read_manifest(directory: Path) -> EnvManifest:

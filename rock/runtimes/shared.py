@@ -117,3 +117,12 @@ def user_of(spec: SandboxSpec) -> tuple[int, int]:
     if not user.isdigit() or (group and not group.isdigit()):
         raise InvalidRequest(f"user is {spec.user!r}, expected 'uid:gid' in numbers, such as '1000:1000', or 'root'")
     return int(user), int(group or user)
+
+
+def nothing_to_keep() -> InvalidRequest:
+    """Why a sandbox with a read-only root has no snapshots."""
+    return InvalidRequest(
+        "its root is read-only, so there is nothing that a snapshot could keep",
+        hint='Under recovery = "snapshot" set [sandbox] read_only = false in env.toml, '
+        "and have the environment write its state to the root (/var/tmp, say).",
+    )

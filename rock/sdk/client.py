@@ -122,6 +122,7 @@ class Rock:
         step_timeout_s: float = 30.0,
         recovery_timeout_s: float = 60.0,
         recovery: Recovery | None = None,
+        snapshot_every: int | None = None,
         hedge_reset: Hedge = False,
         labels: Mapping[str, str] | None = None,
     ) -> EnvSession:
@@ -141,6 +142,8 @@ class Rock:
             recovery_timeout_s: how much longer one of these may take when the sandbox is lost meanwhile, until another
                 has taken its place and the episode is replayed in it.
             recovery: null takes the environment's word; ``"none"``: a lost sandbox ends the episode.
+            snapshot_every: steps between two snapshots where ``recovery`` is ``"snapshot"``; null takes the
+                environment's word, 0 takes none.
             hedge_reset: try a second sandbox when a reset takes longer than 95 in 100 of those seen did; the first one
                 ready stays. ``"auto"``: once enough of them were seen; True: before that, after a quarter of the time.
             labels: kept with the lease for people to see.
@@ -163,6 +166,7 @@ class Rock:
             patience=Patience(reset_timeout_s, step_timeout_s, recovery_timeout_s),
             hedge_reset=hedge_reset,
             reset_times=self._reset_times.setdefault(name, ResetTimes()),
+            snapshot_every=snapshot_every,
             report=lambda env, task, why, ago_s: self.report_task_failure(env, task, why, elapsed_s=ago_s),
         )
 

@@ -30,7 +30,15 @@ from rock.domain.errors import (
 from rock.domain.sandbox import SandboxState
 from rock.sdk.transport import Transport
 from rock.wire.guest_client import GuestClient
-from rock.wire.models import LeaseRequest, LeaseView, RecoverRequest, RecoveryReport, SandboxView
+from rock.wire.models import (
+    LeaseRequest,
+    LeaseView,
+    RecoverRequest,
+    RecoveryReport,
+    SandboxView,
+    SnapshotRequest,
+    SnapshotView,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -244,14 +252,37 @@ class HeldLease:
             self.lost = why
             self.on_loss()
 
-    async def rebind(self, *, wait_s: float) -> LeaseView:
-        """Connect to the sandbox that takes the place of the lost one, under the lease's next epoch.
+    async def snapshot(self, number: int, step: int, *, timeout_s: float) -> SnapshotView:
+        """Have the sandbox's files kept as they are now. Raises what the platform says."""
+        lease = self.view
+        view: SnapshotView = await self._transport.request(
+            "POST",
+            f"leases/{lease.id}/snapshot",
+            body=SnapshotRequest(epoch=lease.epoch, number=number, step=step),
+            kind=SnapshotView,
+            timeout_s=timeout_s,
+            idempotent=True,
+            retry_s=0,
+        )
+        return view
+
+    async def forget_snapshot(self, name: str) -> None:
+        """It holds another episode's state. What the platform does not hear now it hears at the next recovery."""
+        with contextlib.suppress(RockError):
+            await self._transport.request(
+                "DELETE", f"leases/{self.view.id}/snapshot", params={"name": name}, idempotent=True, retry_s=0
+            )
+
+    async def rebind(self, *, wait_s: float, snapshot: str = "") -> LeaseView:
+        """Connect to the sandbox that takes the place of the lost one, under the lease's next epoch: one that was made
+        of ``snapshot``, or one that is as new.
 
         Raises: SandboxLost when there is none (then the lease is over), or when the other one does not answer either.
         """
         lease = self.view
         await self._hang_up()
-        request = RecoverRequest(epoch=lease.epoch, wait_s=wait_s, why=self.lost.message[:500] if self.lost else "")
+        why = self.lost.message[:500] if self.lost else ""
+        request = RecoverRequest(epoch=lease.epoch, wait_s=wait_s, why=why, snapshot=snapshot)
         try:
             found: LeaseView = await self._transport.request(
                 "POST",
@@ -272,7 +303,7 @@ class HeldLease:
             ) from error
         if self._lease is not lease:
             raise LeaseExpired("The session was closed while it recovered.")
-        self._lease = found.model_copy(update={"token": lease.token})
+        self._lease = found.model_copy(update={"token": lease.token, "snapshot_every": lease.snapshot_every})
         self.lost = None
         try:
             await self._connect()

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rock.domain.errors import DeadlineExceeded, Diverged, LeaseExpired, Recovering, RockError, SandboxLost, StaleEpoch
+from rock.domain.errors import DeadlineExceeded, Diverged, Recovering, RockError, SandboxLost
 from rock.sdk.journal import Journal
 from rock.sdk.lease import HeldLease, again
+from rock.sdk.snapshots import LOSSES, Snapshots
 from rock.wire.models import RecoveryReport
 
 logger = logging.getLogger(__name__)
 
-LOSSES = (SandboxLost, Recovering, StaleEpoch, LeaseExpired)
 _TELL_LIMIT_S = 1.0
 _ASK_AGAIN_S = 0.2
 
@@ -45,8 +45,10 @@ class Seat:
         *,
         patience: Patience,
         on_report: Callable[[RecoveryReport, RecoveryReport | None], None],
+        snapshot_every: int | None = None,
     ) -> None:
         self.held = held
+        self.snapshots = Snapshots(held, journal, snapshot_every, step_s=patience.step_s)
         self._journal = journal
         self._busy = busy
         self._patience = patience
@@ -57,14 +59,22 @@ class Seat:
         held.on_loss = self._lost_between_calls
 
     async def open(self) -> None:
-        """Take the lease. Raises what :meth:`HeldLease.open` does."""
+        """Take the lease. Raises what :meth:`HeldLease.open` and :meth:`Snapshots.open` do."""
         self._behind = False
         await self.held.open()
+        try:
+            await self.snapshots.open(
+                lambda op: self.perform(op, self._patience.reset_s, replay=False, repeatable=True)
+            )
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Give the sandbox back at once, whatever is under way."""
         if self._healing is not None:
             self._healing.cancel()
+        self.snapshots.close()
         try:
             await self.held.close()
             if self._telling:
@@ -80,6 +90,7 @@ class Seat:
 
         Takes ``timeout_s`` and, where a sandbox is lost, up to the recovery's time-out beside it.
         """
+        await self.snapshots.settled()
         deadline = _now() + timeout_s + self._patience.recovery_s
         while True:
             if self.held.lost is not None and not (recover and self.held.recovers):
@@ -106,6 +117,7 @@ class Seat:
         """At once rather than at the next call: an agent takes seconds to think of it. A call under way does the same
         itself, and then nothing is left to do here."""
         async with self._busy:
+            await self.snapshots.settled()
             try:
                 replay = self._journal.worth_replaying
                 if self.held.active and (self.held.lost is not None or (replay and self._behind)):
@@ -119,15 +131,16 @@ class Seat:
         Raises: Diverged; SandboxLost when there is no other sandbox, or not within the time; LeaseExpired.
         """
         old, lost, began = self.held.view.sandbox_id, self.held.lost, _now()
-        rebind_s, replayed = 0.0, 0
+        rebind_s, replayed, from_step = 0.0, 0, 0
         while True:
             try:
                 if self.held.lost is not None:
                     self._behind = True
-                    await self.held.rebind(wait_s=max(0.1, deadline - _now()))
+                    wanted = self._journal.goes_on_from
+                    await self.held.rebind(wait_s=max(0.1, deadline - _now()), snapshot=wanted)
                 rebind_s = _now() - began
                 if replay and self._behind:
-                    replayed = await self._replay(deadline)
+                    replayed, from_step = await self._replay(deadline)
                     self._behind = False
                 break
             except Diverged as error:
@@ -146,20 +159,31 @@ class Seat:
                 if isinstance(error, Recovering):
                     await asyncio.sleep(_ASK_AGAIN_S)
         if lost is not None:
-            self._report(old, lost, rebind_s, _now() - began - rebind_s, replayed)
+            self._report(old, lost, rebind_s, _now() - began - rebind_s, replayed, from_step)
 
-    async def _replay(self, deadline: float) -> int:
+    async def _replay(self, deadline: float) -> tuple[int, int]:
+        """How many steps were replayed, and after which one the replay began."""
         journal = self._journal
         if journal.failure is not None:
             raise again(journal.failure)
         if not journal.begun:
-            return 0
+            return 0, 0
         fields: dict[str, Any] = {"task": journal.task, "seed": journal.seed, "options": journal.options}
-        journal.compare(0, await self._again(0, "env.reset", min(self._patience.reset_s, deadline - _now()), **fields))
-        for number, action in enumerate(journal.actions, 1):
+        reset_s = min(self._patience.reset_s, deadline - _now())
+        checkpoint = journal.checkpoint
+        if checkpoint is not None and checkpoint.name == self.held.view.snapshot:
+            from_step = checkpoint.step
+            await self._again(from_step, "env.restore", reset_s, state=checkpoint.state, **fields)
+            found = await self._again(from_step, "env.checkpoint", min(self._patience.step_s, deadline - _now()))
+            journal.compare_state(checkpoint, found["state"])
+        else:
+            from_step, journal.checkpoint = 0, None  # the platform no longer has it
+            journal.compare(0, await self._again(0, "env.reset", reset_s, **fields))
+        rest = journal.since(from_step)
+        for number, action in rest:
             left_s = min(self._patience.step_s, deadline - _now())
             journal.compare(number, await self._again(number, "env.step", left_s, action=action))
-        return len(journal.actions)
+        return len(rest), from_step
 
     async def _again(self, number: int, op: str, timeout_s: float, **fields: Any) -> Any:
         try:
@@ -184,6 +208,7 @@ class Seat:
         rebind_s: float,
         replay_s: float,
         steps: int,
+        from_step: int = 0,
         *,
         diverged: bool = False,
     ) -> None:
@@ -197,6 +222,7 @@ class Seat:
             rebind_s=rebind_s,
             replay_s=replay_s,
             steps=steps,
+            from_step=from_step,
         )
         logger.info("lease=%s %s", view.id, report.sentence)
         self._on_report(report, None)

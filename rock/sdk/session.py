@@ -18,7 +18,8 @@ from rock.domain.errors import EnvironmentError as EnvironmentFailed
 from rock.sdk.hedging import Hedge, ResetTimes
 from rock.sdk.journal import Journal
 from rock.sdk.lease import HeldLease
-from rock.sdk.recovery import LOSSES, Patience, Seat
+from rock.sdk.recovery import Patience, Seat
+from rock.sdk.snapshots import LOSSES
 from rock.wire.models import LeaseView, RecoveryReport
 
 Report = Callable[[str, str, str, float], Awaitable[object]]
@@ -59,7 +60,8 @@ class EnvSession:
     A sandbox that dies, or freezes, under an environment whose ``recovery`` is ``replay`` is replaced at once: another
     one is bound to the lease, the episode so far is replayed in it, and every answer must be the same as before. The
     caller of ``reset``, ``step`` and ``call`` only waits longer; ``recoveries`` says what happened. What a ``call``
-    changed in the environment is not replayed.
+    changed in the environment is not replayed. Where ``recovery`` is ``snapshot`` the sandbox's files are kept every so
+    many steps, while the caller thinks, and only what came since is replayed.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class EnvSession:
         hedge_reset: Hedge = False,
         reset_times: ResetTimes | None = None,
         report: Report | None = None,
+        snapshot_every: int | None = None,
     ) -> None:
         self._hold = hold
         self.name = name
@@ -86,6 +89,7 @@ class EnvSession:
         self._hedge = hedge_reset
         self._reset_times = reset_times or ResetTimes()
         self._report = report
+        self._snapshot_every = snapshot_every
         self._journal = Journal()
         self._next_seq: int | None = None
         self._busy = asyncio.Lock()
@@ -114,7 +118,7 @@ class EnvSession:
 
         Raises: NotFound (caller: no such environment), ImageNotFound (caller: it has not been built),
         CapacityExceeded (platform: no sandbox within ``wait_s``), RuntimeUnavailable, PlatformUnavailable,
-        SandboxLost (platform).
+        SandboxLost (platform); InvalidRequest (caller: it is to recover by snapshots, and is not made for it).
         """
         self._journal.begin(self.task, self.seed, self.options)
         self._next_seq = None
@@ -146,6 +150,8 @@ class EnvSession:
         self.seed = self.seed if seed is None else seed
         self.options = self.options if options is None else dict(options)
         async with self._busy:
+            await self._seat.snapshots.settled()
+            self._seat.snapshots.new_episode(self._journal.checkpoint)
             self._journal.begin(self.task, self.seed, self.options)
             self._next_seq = 0
             began = time.monotonic()
@@ -193,6 +199,7 @@ class EnvSession:
                 ),
             )
             self._journal.stepped(action, value)
+            self._seat.snapshots.begin_if_due()
         return Step(
             value["observation"], float(value["reward"]), value["terminated"], value["truncated"], value["info"]
         )
@@ -289,7 +296,14 @@ class EnvSession:
         return await self._reset_in(seat, timeout_s)
 
     def _another_seat(self) -> Seat:
-        return Seat(self._hold(), self._journal, self._busy, patience=self._patience, on_report=self._note_recovery)
+        return Seat(
+            self._hold(),
+            self._journal,
+            self._busy,
+            patience=self._patience,
+            on_report=self._note_recovery,
+            snapshot_every=self._snapshot_every,
+        )
 
     def _note_recovery(self, report: RecoveryReport, instead_of: RecoveryReport | None) -> None:
         if instead_of is not None and instead_of in self.recoveries:

@@ -272,6 +272,7 @@ class RockSync:
         step_timeout_s: float = 30.0,
         recovery_timeout_s: float = 60.0,
         recovery: Recovery | None = None,
+        snapshot_every: int | None = None,
         hedge_reset: Hedge = False,
         labels: Mapping[str, str] | None = None,
     ) -> EnvSessionSync:
@@ -290,6 +291,7 @@ class RockSync:
                 step_timeout_s=step_timeout_s,
                 recovery_timeout_s=recovery_timeout_s,
                 recovery=recovery,
+                snapshot_every=snapshot_every,
                 hedge_reset=hedge_reset,
                 labels=labels,
             ),

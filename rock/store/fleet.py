@@ -12,7 +12,7 @@ from rock.domain.sandbox import LIVING, SandboxState
 from rock.store.database import Database, whole, whole_to_the_end
 from rock.store.tables import EventRow, LeaseRow, QuarantineRow, SandboxRow
 from rock.store.upsert import upsert
-from rock.wire.models import EventView, QuarantineView, Recovery, SandboxSpec, SandboxView
+from rock.wire.models import EventView, QuarantineView, Recovery, SandboxSpec, SandboxView, SnapshotView
 
 # History is for people; a run of millions of sandboxes must not fill the disk with it.
 KEEP_EVENTS = 100_000
@@ -39,6 +39,15 @@ class StoredLease:
     recoveries: int = 0
     key_id: str = ""
     needs_s: float = 0.0
+    image: str = ""
+    """What a sandbox of it is made of that is as new; the spec's own image may be a snapshot. Empty: the spec's."""
+    snapshot: SnapshotView | None = None
+    """What the next sandbox is made of, if this one is lost."""
+
+    @property
+    def fresh_spec(self) -> SandboxSpec:
+        """Of a sandbox without any history."""
+        return self.spec.model_copy(update={"image": self.image}) if self.image else self.spec
 
 
 class FleetStore:
@@ -107,6 +116,8 @@ class FleetStore:
             "recoveries": lease.recoveries,
             "key_id": lease.key_id,
             "needs_s": lease.needs_s,
+            "image": lease.image,
+            "snapshot": _snapshot_values(lease.snapshot),
         }
         async with self._db.write() as connection:
             await connection.execute(insert(LeaseRow).values(values))
@@ -124,7 +135,16 @@ class FleetStore:
                     epoch=lease.epoch,
                     recoveries=lease.recoveries,
                     spec=lease.spec.model_dump(mode="json"),
+                    snapshot=_snapshot_values(lease.snapshot),
                 )
+            )
+
+    @whole
+    async def save_snapshot(self, lease: StoredLease) -> None:
+        """The lease has another snapshot now, or none."""
+        async with self._db.write() as connection:
+            await connection.execute(
+                update(LeaseRow).where(LeaseRow.id == lease.id).values(snapshot=_snapshot_values(lease.snapshot))
             )
 
     @whole
@@ -158,6 +178,8 @@ class FleetStore:
                 row.recoveries,
                 row.key_id,
                 row.needs_s,
+                row.image,
+                SnapshotView.model_validate(row.snapshot) if row.snapshot else None,
             )
             for row in rows
         ]
@@ -264,6 +286,10 @@ def _sandbox_values(view: SandboxView) -> dict[str, object]:
         "changed_at": view.changed_at,
         "view": view.model_dump(mode="json"),
     }
+
+
+def _snapshot_values(snapshot: SnapshotView | None) -> dict[str, object] | None:
+    return snapshot.model_dump(mode="json") if snapshot is not None else None
 
 
 def utc_now() -> datetime:

@@ -97,6 +97,8 @@ class LeaseRow(Base):
     recoveries: Mapped[int] = mapped_column(Integer, server_default="0")
     key_id: Mapped[str] = mapped_column(String(64), server_default="")
     needs_s: Mapped[float] = mapped_column(Float, server_default="0")
+    image: Mapped[str] = mapped_column(String(255), server_default="")
+    snapshot: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     __table_args__ = (Index("ix_leases_ended_at", "ended_at"),)
 
 

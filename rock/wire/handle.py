@@ -92,6 +92,23 @@ class NodeHandle(Protocol):
         """Try it again from the next claim on; False if it was not in quarantine."""
         ...
 
+    async def snapshot(self, lease_id: str, *, epoch: int, name: str) -> int:
+        """Keep the files of the sandbox that the lease holds under ``epoch`` as image ``name``; the bytes that takes.
+
+        Nothing of it is left when it fails. Raises: NotFound (it holds none here), StaleEpoch, InvalidRequest (this
+        runtime, or this sandbox, has nothing to keep), StorageError (the disk is almost full), DeadlineExceeded,
+        RuntimeUnavailable.
+        """
+        ...
+
+    async def remove_snapshot(self, name: str) -> None:
+        """Idempotent. Raises Conflict while a sandbox that was made of it exists."""
+        ...
+
+    async def snapshots(self) -> Sequence[str]:
+        """The names of all that the node has, whoever made them."""
+        ...
+
     async def sandboxes(self) -> Sequence[SandboxView]: ...
 
     async def sandbox(self, sandbox_id: str) -> SandboxView: ...

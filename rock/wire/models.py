@@ -21,6 +21,9 @@ class Message(BaseModel):
 
 Recovery = Literal["replay", "snapshot", "none"]
 
+SNAPSHOT_PREFIX = "rock-snapshot:"
+"""How the images begin that are made of a lease's sandbox, to go on from when it is lost."""
+
 # --- sandboxes -------------------------------------------------------------------------------------------------------
 
 
@@ -59,6 +62,11 @@ class SandboxSpec(Message):
         """First 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def from_snapshot(self) -> bool:
+        """Whether it is one lease's alone: started from what was kept of its sandbox."""
+        return self.image.startswith(SNAPSHOT_PREFIX)
 
     @property
     def loosened(self) -> tuple[str, ...]:
@@ -239,6 +247,31 @@ class RecoverRequest(Message):
     """The epoch the holder speaks for. If the lease is past it already, the answer is the lease as it is now."""
     wait_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
     why: str = ""
+    snapshot: str | None = None
+    """The snapshot its holder can go on from; empty: none, so the other sandbox is to be as new. Null: whichever."""
+
+
+class SnapshotRequest(Message):
+    """``POST /v1/leases/{id}/snapshot``: keep the sandbox's files as they are now. Between two steps, by its holder."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    """The one the holder speaks for."""
+    number: Annotated[int, Field(ge=1)]
+    """Counts the snapshots of a lease. Asked again with the same one, the answer is the same snapshot."""
+    step: Annotated[int, Field(ge=0)] = 0
+    """How many steps of the episode are in it."""
+
+
+class SnapshotView(Message):
+    name: str
+    """Of the image that was made; removed when a later one replaces it, or the lease ends."""
+    step: int
+    at: datetime
+    bytes: int
+    """What it takes beside the image that the sandbox was made from, as far as the runtime can say."""
+    node: str
+    number: int = 0
+    took_s: float = 0.0
 
 
 class RecoveryReport(Message):
@@ -259,13 +292,20 @@ class RecoveryReport(Message):
     """From there to the state that was lost."""
     steps: int = 0
     """How many were replayed."""
+    from_step: int = 0
+    """Where the snapshot stood that the other sandbox was made from; 0: replayed from the start."""
 
     @property
     def sentence(self) -> str:
         return (
             f"sandbox {self.old_sandbox} → {self.new_sandbox}: {self.verdict} in {self.rebind_s + self.replay_s:.3f} s "
-            f"({self.rebind_s:.3f} s to bind, {self.replay_s:.3f} s to replay {self.steps} steps); {self.cause}"
+            f"({self.rebind_s:.3f} s to bind, {self.replay_s:.3f} s to {self._way}); {self.cause}"
         )
+
+    @property
+    def _way(self) -> str:
+        restored = f"restore the snapshot of step {self.from_step} and " if self.from_step else ""
+        return f"{restored}replay {self.steps} steps"
 
 
 class LeaseView(Message):
@@ -285,6 +325,13 @@ class LeaseView(Message):
     """How often it was bound to another sandbox."""
     recovering: bool = False
     """Its sandbox is lost and its replacement is being made."""
+    snapshot: str = ""
+    """Of which snapshot its present sandbox was made; empty: of its image."""
+    latest_snapshot: SnapshotView | None = None
+    """What the next one would be made of."""
+    snapshot_every: int = 0
+    """How many steps its environment wants between two snapshots; 0: it does not say. Only in the answer to the
+    lease's creation."""
 
 
 # --- one-off work in a sandbox ---------------------------------------------------------------------------------------
@@ -325,6 +372,8 @@ class EnvView(Message):
     """Number of tasks per split; empty until built."""
     loosened: tuple[str, ...] = ()
     build_detail: str = ""
+    snapshot_every: int = 0
+    """Steps between two snapshots, for one that recovers by them."""
     episode_s: float = 0.0
     """Deadlines the environment declares for a whole episode, its scoring and its clean-up; 0: none."""
     scoring_s: float = 0.0

@@ -134,6 +134,16 @@ class FenceCall(Message):
     leases: dict[str, int]
 
 
+class SnapshotCall(Message):
+    lease_id: str
+    epoch: int
+    name: str
+
+
+class SnapshotNameCall(Message):
+    name: str
+
+
 class SubjectCall(Message):
     subject: str
 

@@ -68,13 +68,13 @@ def serving() -> Iterator[Serving]:
     homes: list[Path] = []
 
     @asynccontextmanager
-    async def start(*, port: int = 0, key: str = "") -> AsyncIterator[Served]:
+    async def start(*, port: int = 0, key: str = "", catalog: Any = None) -> AsyncIterator[Served]:
         homes.append(Path(tempfile.mkdtemp(prefix="rs-")))
         runtime = FakeRuntime()
         settings = PlatformSettings(
             home=homes[-1], probe_interval_s=0.1, probe_timeout_s=0.5, dead_after_s=1.0, reconcile_interval_s=0.2
         )
-        platform = await Platform.open(settings, runtime=runtime, catalog=ToyCatalog())
+        platform = await Platform.open(settings, runtime=runtime, catalog=catalog or ToyCatalog())
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         app = create_app(platform.control, key=key)
         server = asyncio.create_task(serve(app, "127.0.0.1", port, ready.set_result))
