@@ -161,6 +161,38 @@ def staleness_figure(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> 
     return figure
 
 
+STALENESS_BUCKETS = (
+    (Series.STALENESS_AT_0, "fresh"),
+    (Series.STALENESS_AT_1, "1 behind"),
+    (Series.STALENESS_AT_2, "2 behind"),
+    (Series.STALENESS_AT_3, "3 behind"),
+    (Series.STALENESS_AT_4_UP, "4 or more"),
+)
+
+
+def staleness_histogram(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> go.Figure:
+    """Of what age the samples of each batch were: shares that add up to 1, the darker the older."""
+    figure = _base(theme, height)
+    for number, (series, name) in enumerate(STALENESS_BUCKETS):
+        share = series.of(metrics)
+        if share.empty or not share.any():
+            continue
+        drawn, _ = thin(smooth(share)) if len(share) >= SMOOTH_FROM else thin(share)
+        figure.add_scatter(
+            x=drawn.index,
+            y=drawn,
+            name=name,
+            mode="lines" if len(drawn) > 1 else "markers",
+            stackgroup="share",
+            line={"width": 0.5, "color": colour(Tone.ASIDE, theme)},
+            fillcolor=_faded(colour(Tone.ASIDE, theme), 0.15 + 0.2 * number),
+            hovertemplate="%{y:.0%}",
+        )
+    figure.update_yaxes(range=[0, 1.02], tickformat=".0%", dtick=0.25)
+    _whole(figure, metrics)
+    return figure
+
+
 def metric_figure(metrics: pd.DataFrame, name: str, theme: Theme, height: int = 180) -> go.Figure:
     """One metric under its own name."""
     figure = _base(theme, height)

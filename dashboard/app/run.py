@@ -113,6 +113,9 @@ def _curves(snap: RunSnapshot) -> None:
     with right:
         note = "policy versions between sampling and training"
         _one("Staleness", note, Series.STALENESS_MEAN, metrics, figures.staleness_figure)
+    if Series.STALENESS_AT_0.column(metrics) is not None:
+        note = "share of each batch's samples by the versions between their start and their training"
+        _one("Age of what was trained on", note, Series.STALENESS_AT_0, metrics, figures.staleness_histogram)
 
 
 def _window(points: int) -> str:

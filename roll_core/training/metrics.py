@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,14 +91,28 @@ class RolloutMeter:
         return values
 
 
+LAGS = 4
+"""The histogram's last bucket holds this many versions and more. α = 2 has nearly all of the gain (ROLL Flash, arXiv
+2510.11345), so few runs go beyond."""
+
+
 def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """How many versions behind the learner the batch's episodes were initiated, and its tokens sampled."""
+    """How many versions behind the learner the batch's episodes were initiated, and its tokens sampled.
+
+    ``staleness/at_K``: share of the samples that are K versions behind; ``at_4_up``: four and more.
+    """
     samples = [version - m.init_version for g in groups for m in g.members]
     tokens = [version - v for g in groups for m in g.members for t in m.turns for v in t.generation.versions]
-    return {
+    mixed = [len(set(t.generation.versions)) > 1 for g in groups for m in g.members for t in m.turns]
+    values = {
         "staleness/mean": sum(samples) / len(samples),
         "staleness/max": float(max(samples)),
         "staleness/token_mean": sum(tokens) / len(tokens) if tokens else 0.0,
+        "staleness/mixed_turns": sum(mixed) / len(mixed) if mixed else 0.0,
+    }
+    counts = Counter(min(lag, LAGS) for lag in samples)
+    return values | {
+        f"staleness/at_{lag}{'_up' if lag == LAGS else ''}": counts[lag] / len(samples) for lag in range(LAGS + 1)
     }
 
 

@@ -201,7 +201,12 @@ def test_a_long_run_draws_no_more_points_than_a_screen_has():
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_figure_draws_one_point_and_none(theme):
     for frame in (points(0), points(1, staleness__mean=1.0, staleness__max=2.0, rollout__tokens_per_s=5.0)):
-        for draw in (figures.outcome_figure, figures.tokens_figure, figures.staleness_figure):
+        for draw in (
+            figures.outcome_figure,
+            figures.tokens_figure,
+            figures.staleness_figure,
+            figures.staleness_histogram,
+        ):
             assert draw(frame, theme).to_json()
     assert figures.interval_figure([frames.Interval("after RL", 0.6, 0.5, 0.7, 200)], theme).to_json()
     turns = frames.turn_frame([TurnRecord(observation="o", response="r", action="a")])
@@ -250,3 +255,11 @@ def test_a_void_episode_says_that_it_has_no_reward():
     said = markup.episode_banner(an_episode(outcome="void", reward=None, success=None, reason="sandbox_lost"))
     assert "never trained on" in said
     assert "sandbox_lost" in said
+
+
+def test_the_staleness_histogram_stacks_the_ages_that_occur():
+    metrics = points(5, staleness__at_0=0.5, staleness__at_1=0.5, staleness__at_2=0.0)
+    figure = figures.staleness_histogram(metrics, "light")
+    assert [trace.name for trace in figure.data] == ["fresh", "1 behind"]
+    assert {trace.stackgroup for trace in figure.data} == {"share"}
+    assert "staleness" not in frames.other_metrics(metrics)

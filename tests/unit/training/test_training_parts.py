@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from roll_core.training.demonstrations import Demonstration, DemoStep, _slip
 from roll_core.training.imitation import to_sample
 from roll_core.training.metrics import Rate, RolloutMeter, staleness
 from roll_core.training.reporting import SdkReporter, episode_record
-from roll_core.training.watchdog import within
+from roll_core.training.watchdog import Watch, within
 from roll_core.training.worker import Worker
 from roll_core.types import Generation, Group, Trajectory, Turn
 
@@ -66,6 +67,36 @@ def test_shorter_rows_are_padded_outside_the_mask() -> None:
 def test_staleness_is_told_per_sample_and_per_token() -> None:
     values = staleness([Group("g", "t", (trajectory(version=1), trajectory(version=3)))], version=3)
     assert (values["staleness/mean"], values["staleness/max"]) == (1.0, 2.0)
+
+
+def test_the_staleness_histogram_sums_to_one_and_its_last_bucket_is_open() -> None:
+    members = tuple(trajectory(version=v) for v in (9, 9, 8, 5, 1))
+    values = staleness([Group("g", "t", members)], version=9)
+    shares = {name: value for name, value in values.items() if name.startswith("staleness/at_")}
+    assert shares == {
+        "staleness/at_0": 0.4,
+        "staleness/at_1": 0.2,
+        "staleness/at_2": 0.0,
+        "staleness/at_3": 0.0,
+        "staleness/at_4_up": 0.4,
+    }
+
+
+def test_a_wait_that_shows_progress_may_take_longer_than_its_deadline() -> None:
+    async def main() -> None:
+        watch = Watch("a game", 0.3, lambda: "It sleeps.")
+
+        async def slow(steps: int) -> int:
+            for _ in range(steps):
+                await asyncio.to_thread(time.sleep, 0.05)
+                watch.progressed()
+            return steps
+
+        assert await watch.over(slow(12)) == 12
+        with pytest.raises(NoProgress, match=r"Nothing came of a game for 0\.3 s\. It sleeps\."):
+            await watch.over(asyncio.Event().wait())
+
+    asyncio.run(main())
 
 
 def test_void_episodes_count_in_the_void_rate_only() -> None:
