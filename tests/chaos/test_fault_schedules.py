@@ -11,6 +11,9 @@ from schedule import Schedule
 from schedules import schedules
 from world import simulate
 
+# A killed process closes nothing, its database's connections included.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
