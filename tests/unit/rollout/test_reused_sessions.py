@@ -15,16 +15,18 @@ from roll_core.rollout.sessions import Session, StepTuple
 
 
 class Sandboxes:
-    """A factory that counts what it gives out; an action "die" loses the sandbox, "hang" never returns."""
+    """A factory that counts what it gives out. The action "die" loses the sandbox, "hang" never returns, "wait" returns
+    once ``go_on`` is set."""
 
     def __init__(self) -> None:
         self.opened = 0
         self.closed: list[str] = []
+        self.go_on = asyncio.Event()
 
     @asynccontextmanager
     async def open(self, task: str, seed: int) -> AsyncIterator[Session]:
         self.opened += 1
-        sandbox = _Sandbox(f"sb-{self.opened}")
+        sandbox = _Sandbox(f"sb-{self.opened}", self.go_on)
         try:
             yield sandbox
         finally:
@@ -41,8 +43,9 @@ class Sandboxes:
 
 
 class _Sandbox:
-    def __init__(self, sandbox_id: str) -> None:
+    def __init__(self, sandbox_id: str, go_on: asyncio.Event) -> None:
         self.sandbox_id = sandbox_id
+        self._go_on = go_on
 
     async def reset(
         self, task: str | None = None, seed: int | None = None, options: dict[str, Any] | None = None
@@ -50,7 +53,9 @@ class _Sandbox:
         return f"{task}/{seed}", {}
 
     async def step(self, action: Any) -> StepTuple:
-        if action == "die":
+        if action.startswith("wait"):
+            await self._go_on.wait()
+        if action.endswith("die"):
             raise SandboxLost("gone")
         if action == "hang":
             await asyncio.Event().wait()
@@ -105,14 +110,88 @@ def test_a_sandbox_that_failed_is_never_played_in_again_even_if_the_error_was_ha
     asyncio.run(main())
 
 
-def test_a_step_that_was_cancelled_ends_the_sandbox_and_a_pause_between_steps_does_not() -> None:
+async def give_up(sessions: ReusedSessions, action: str) -> None:
+    """Play until ``action`` is under way, then cancel the episode."""
+    episode = asyncio.create_task(play(sessions, action))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    episode.cancel()
+    await asyncio.wait([episode])
+    assert episode.cancelled()
+
+
+def test_a_sandbox_whose_step_was_cancelled_plays_again_when_the_step_has_ended() -> None:
     async def main() -> None:
         inner = Sandboxes()
         sessions = ReusedSessions(inner, 100)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await play(sessions, "hang")
+        await give_up(sessions, "wait")
+        next_episode = asyncio.create_task(play(sessions, "a"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (inner.opened, next_episode.done()) == (1, False)  # it waits for that sandbox
+        inner.go_on.set()
+        assert await next_episode == "sb-1"
+        assert inner.opened == 1
+        await sessions.close()
+        assert inner.closed == ["sb-1", "factory"]
+
+    asyncio.run(main())
+
+
+def test_who_finds_every_settling_sandbox_awaited_takes_a_fresh_one() -> None:
+    async def main() -> None:
+        inner = Sandboxes()
+        sessions = ReusedSessions(inner, 100)
+        await give_up(sessions, "wait")
+        first, second = asyncio.create_task(play(sessions, "a")), asyncio.create_task(play(sessions, "a"))
+        assert await second == "sb-2"
+        inner.go_on.set()
+        assert await first in {"sb-1", "sb-2"}
+        await sessions.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("action", ["hang", "wait, then die"])
+def test_a_sandbox_whose_cancelled_step_does_not_end_well_is_never_played_in_again(action: str) -> None:
+    async def main() -> None:
+        inner = Sandboxes()
+        sessions = ReusedSessions(inner, 100, settle_s=0.01)
+        await give_up(sessions, action)
+        inner.go_on.set()
+        assert await play(sessions, "a") == "sb-2"
         assert inner.closed == ["sb-1"]
+        await sessions.close()
+
+    asyncio.run(main())
+
+
+def test_the_last_episode_of_a_sandbox_leaves_nothing_to_wait_for() -> None:
+    async def main() -> None:
+        inner = Sandboxes()
+        sessions = ReusedSessions(inner, 1)
+        await give_up(sessions, "hang")
+        assert inner.closed == ["sb-1"]
+        await sessions.close()
+
+    asyncio.run(main())
+
+
+def test_closing_does_not_wait_for_a_step_that_hangs() -> None:
+    async def main() -> None:
+        inner = Sandboxes()
+        sessions = ReusedSessions(inner, 100, settle_s=3600)
+        await give_up(sessions, "hang")
+        async with asyncio.timeout(10):
+            await sessions.close()
+        assert inner.closed == ["sb-1", "factory"]
+
+    asyncio.run(main())
+
+
+def test_a_sandbox_whose_episode_was_given_up_between_two_calls_plays_again_at_once() -> None:
+    async def main() -> None:
+        sessions = ReusedSessions(Sandboxes(), 100)
 
         async def think() -> None:
             async with sessions.open("t", 0) as session:
@@ -121,7 +200,7 @@ def test_a_step_that_was_cancelled_ends_the_sandbox_and_a_pause_between_steps_do
 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(think(), 0.01)
-        assert await play(sessions) == "sb-2"
+        assert await play(sessions) == "sb-1"
         await sessions.close()
 
     asyncio.run(main())
