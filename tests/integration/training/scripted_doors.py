@@ -1,4 +1,4 @@
-"""Two doors in a row: the task names the colour to say. Standard library only; plays in microseconds."""
+"""Two doors in a row, or as many as an option says: the task names the colour to say. Plays in microseconds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Doors:
     def reset(self, task: str, seed: int, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         self.task = task
         self.opened = 0
+        self.doors = int(options.get("doors", 2))
         return f"open {task}", {"admissible_commands": list(COLOURS)}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -26,12 +27,12 @@ class Doors:
         if action != self.task:
             return "wrong", 0.0, True, False, {"success": False}
         self.opened += 1
-        won = self.opened == 2
+        won = self.opened == self.doors
         return "open", float(won), won, False, {"success": won} if won else {}
 
     def call(self, method: str, args: dict[str, Any]) -> Any:
         if method == "expert_plan":
-            return [self.task, self.task]
+            return [self.task] * self.doors
         raise LookupError(method)
 
     def close(self) -> None:

@@ -19,8 +19,9 @@ from roll_core.rollout.work import EpisodeSpec
 from roll_core.training import assembly
 from roll_core.training.batches import make_batch
 from roll_core.training.checkpoint import load_state
+from roll_core.training.event_log import digest
 from roll_core.training.run import RunDirectory
-from roll_core.types import Group
+from roll_core.types import Group, TrainBatch
 
 pytestmark = pytest.mark.usefixtures("plain_engine")
 
@@ -37,13 +38,14 @@ def recipe(make_recipe):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """Every batch that a learner trains on, as its tokens."""
-    seen: list[torch.Tensor] = []
+    """Every batch that a learner trains on, and the digest of the weights after it."""
+    seen: list[tuple[TrainBatch, str]] = []
     original = TorchLearner.train_step
 
     def recording(self, batch, **how):
-        seen.append(batch.tokens_BT.clone())
-        return original(self, batch, **how)
+        values = original(self, batch, **how)
+        seen.append((batch, digest(self.weights())))
+        return values
 
     monkeypatch.setattr(TorchLearner, "train_step", recording)
     return seen
@@ -54,6 +56,21 @@ def final_weights(recipe, directory: RunDirectory) -> dict[str, torch.Tensor]:
     learner = assembly.make_learner(recipe, assembly.make_model(recipe, tokenizer))
     learner.load(directory.checkpoints(2).latest() / "learner")
     return learner.weights().tensors
+
+
+TENSORS = (
+    "tokens_BT", "mask_BT", "attention_BT", "behaviour_logprobs_BT", "advantages_BT", "versions_BT", "rewards_B",
+    "group_B",
+)  # fmt: skip
+
+
+def assert_same_batches(left, right) -> None:
+    """Equal in everything that the learner sees, and so are the weights after each."""
+    assert len(left) == len(right)
+    for (a, weights_a), (b, weights_b) in zip(left, right, strict=True):
+        for name in TENSORS:
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert weights_a == weights_b
 
 
 def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -85,22 +102,42 @@ async def synchronous_loop(recipe, directory, sessions, checkpoint) -> dict[str,
             group = Group(str(index), task, tuple(members))
             if has_signal(group):
                 groups.append(group)
-        learner.train_step(make_batch(groups, recipe.algorithm.advantage))
+        learner.train_step(make_batch(groups, recipe.algorithm.advantage), progress=version / recipe.training.steps)
         await engine.load_weights(learner.weights())
     return learner.weights().tensors
 
 
-def test_alpha_zero_is_a_synchronous_loop_bit_for_bit(run, recipe, sessions, tmp_path, batches) -> None:
-    recipe = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"keep": 10})})
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"env": {"options": {"doors": 1}}, "rollout": {"max_turns": 1}},
+        {"rollout": {"concurrency": 1}},
+        {"rollout": {"concurrency": 64, "order": "finished"}},
+        {"algorithm": {"loss": "decoupled_ppo"}, "learner": {"updates_per_batch": 2, "epochs": 2, "lr_end": 0.1}},
+    ],
+    ids=["agent", "one turn", "one at a time", "all at once", "several updates"],
+)
+def test_alpha_zero_is_a_synchronous_loop_bit_for_bit(run, make_recipe, sections, sessions, tmp_path, batches) -> None:
+    base = {
+        "rollout": {"alpha": 0, "group_size": 4, "groups_per_batch": 2, "concurrency": 5},
+        "training": {"steps": 6},
+        "evaluation": {"tasks": 0},
+        "checkpoint": {"keep": 10},
+    }
+    recipe = make_recipe(**{name: base.get(name, {}) | sections.get(name, {}) for name in base.keys() | sections})
     directory = RunDirectory(tmp_path / "a")
     run(recipe, directory)
     asynchronous = list(batches)
     batches.clear()
     start = directory.path / "checkpoints" / "step-00000000"
     weights = asyncio.run(synchronous_loop(recipe, directory, sessions, start))
-    assert len(batches) == len(asynchronous) == 6
-    assert all(torch.equal(a, b) for a, b in zip(asynchronous, batches, strict=True))
+    assert len(batches) == 6
+    assert len({weights for _, weights in batches}) == 6, "every step changes the weights"
+    assert_same_batches(asynchronous, batches)
     assert_equal(final_weights(recipe, directory), weights)
+    for version, (batch, _) in enumerate(batches):
+        assert (batch.versions_BT[batch.mask_BT > 0] == version).all()
 
 
 def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(run, recipe, tmp_path, monkeypatch) -> None:
@@ -135,7 +172,7 @@ def test_void_episodes_are_replaced_and_change_nothing(run, recipe, tmp_path, sc
     doors = importlib.import_module("scripted_doors")
     doors.break_every = 9
     run(recipe, broken)
-    assert all(torch.equal(a, b) for a, b in zip(undisturbed, batches, strict=True))
+    assert_same_batches(undisturbed, batches)
     assert_equal(final_weights(recipe, broken), final_weights(recipe, calm))
     ledger = load_state(broken.checkpoints(2).latest()).machine.ledger
     assert ledger.accounts[LedgerState.VOID].episodes > 3

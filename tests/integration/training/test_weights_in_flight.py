@@ -1,0 +1,136 @@
+"""New weights reach the engine in the middle of turns: every token keeps the version that sampled it, and the log-prob
+it was sampled with, all the way into the batch that is trained on; for answers of one turn and for agents alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+
+import pytest
+import torch
+
+from roll_core.engines.torch_engine import TorchEngine
+from roll_core.learners.torch_learner import TorchLearner
+from roll_core.models import CausalLM
+from roll_core.training import assembly
+from roll_core.training.event_log import FILE
+from roll_core.training.lines import read
+from roll_core.types import TrainBatch
+
+
+class StallingEngine(TorchEngine):
+    """While the learner works, it stops in the middle of a turn until the new weights are there."""
+
+    learning = threading.Event()
+
+    def _pass(self) -> None:
+        if self.learning.is_set() and any(request.logprobs for request in self._running):
+            with self._wake:
+                self._wake.wait_for(lambda: self._commands or self._closing, 0.05)
+            return
+        super()._pass()
+
+    def _load(self, weights, loop, done) -> None:
+        super()._load(weights, loop, done)
+        self.learning.clear()
+
+
+@pytest.fixture
+def seen(monkeypatch) -> tuple[list[TrainBatch], dict[int, dict[str, torch.Tensor]]]:
+    """Every batch that was trained on, and the weights of every version."""
+    batches: list[TrainBatch] = []
+    versions: dict[int, dict[str, torch.Tensor]] = {}
+    train_step, weights = TorchLearner.train_step, TorchLearner.weights
+
+    def training(self, batch, **how):
+        StallingEngine.learning.set()
+        batches.append(batch)
+        return train_step(self, batch, **how)
+
+    def telling(self):
+        told = weights(self)
+        versions[told.version] = told.tensors
+        return told
+
+    monkeypatch.setattr(TorchLearner, "train_step", training)
+    monkeypatch.setattr(TorchLearner, "weights", telling)
+    monkeypatch.setattr(assembly, "TorchEngine", StallingEngine)
+    StallingEngine.learning.clear()
+    return batches, versions
+
+
+def logprobs_under(model: CausalLM, weights: dict[str, torch.Tensor], batch: TrainBatch) -> torch.Tensor:
+    model.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        table_BTV = model(batch.tokens_BT).log_softmax(-1)
+    chosen_BT = table_BTV[:, :-1].gather(2, batch.tokens_BT[:, 1:, None])[..., 0]
+    return torch.nn.functional.pad(chosen_BT, (1, 0))
+
+
+@pytest.mark.parametrize("turns", [1, 3], ids=["one turn", "agent"])
+def test_each_token_has_the_log_prob_of_the_version_that_sampled_it(
+    run, make_recipe, run_directory, seen, turns: int
+) -> None:
+    recipe = make_recipe(
+        env={"name": "doors", "options": {"doors": min(turns, 2)}},
+        rollout={"alpha": 1, "group_size": 4, "groups_per_batch": 2, "concurrency": 16, "max_turns": turns},
+        training={"steps": 6},
+        evaluation={"tasks": 0},
+        algorithm={"filter_zero_variance": False, "entropy_coef": 0.1},
+        learner={"lr": 1e-2},
+    )
+    run(recipe, run_directory)
+    batches, versions = seen
+    assert len(batches) == 6
+    from roll_core.models import Tokenizer
+
+    model = assembly.make_model(recipe, Tokenizer.load(run_directory.tokenizer))
+    wrong = 0.0
+    for trained_at, batch in enumerate(batches):
+        sampled_BT = batch.mask_BT > 0
+        assert (batch.versions_BT[sampled_BT] <= trained_at).all()
+        assert (batch.versions_BT[sampled_BT] >= trained_at - 1).all(), (
+            "α = 1 bounds tokens of these short episodes too"
+        )
+        for version in batch.versions_BT[sampled_BT].unique().tolist():
+            of_version_BT = sampled_BT & (batch.versions_BT == version)
+            gap_BT = (logprobs_under(model, versions[version], batch) - batch.behaviour_logprobs_BT).abs()
+            assert gap_BT[of_version_BT].max() < 1e-4
+            if version:
+                other_BT = (logprobs_under(model, versions[version - 1], batch) - batch.behaviour_logprobs_BT).abs()
+                wrong = max(wrong, float(other_BT[of_version_BT].max()))
+    assert wrong > 1e-2, "the versions differ, so that a token under the wrong one would have been noticed"
+    mixed, kept = turns_with_two_versions(run_directory)
+    assert mixed >= 5, "in every step but the first, turns went on under new weights"
+    assert kept, "and what they had sampled before was kept"
+
+
+def turns_with_two_versions(directory) -> tuple[int, bool]:
+    mixed, kept = 0, True
+    records = (json.loads(line) for _, line in read(directory.path / FILE))
+    for turn in itertools.chain.from_iterable(r["t"] for r in records if r["e"] == "end"):
+        if len(turn["v"]) > 1:
+            mixed += 1
+            kept &= all(count > 0 for _, count in turn["v"]) and [v for v, _ in turn["v"]] == sorted(
+                v for v, _ in turn["v"]
+            )
+    return mixed, kept
+
+
+def test_the_histogram_tells_the_ages_of_a_batch(run, make_recipe, run_directory) -> None:
+    recipe = make_recipe(
+        rollout={"alpha": 1, "group_size": 4, "groups_per_batch": 2},
+        training={"steps": 4},
+        evaluation={"tasks": 0},
+    )
+    run(recipe, run_directory)
+    lines = [json.loads(line)["values"] for line in (run_directory.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [values for values in lines if "staleness/max" in values]
+    assert len(steps) == 4
+    for values in steps:
+        shares = [value for name, value in values.items() if name.startswith("staleness/at_")]
+        assert sum(shares) == pytest.approx(1)
+        assert values["staleness/at_1"] == pytest.approx(values["staleness/mean"])
+    assert steps[0]["staleness/at_0"] == 1
