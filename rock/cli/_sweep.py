@@ -45,7 +45,8 @@ async def left_behind(home: Path) -> list[tuple[str, Observed]]:
 
 
 async def sweep(home: Path) -> int:
-    """Remove them all, and their directories; returns how many there were. One that resists does not keep the others.
+    """Remove them all, their snapshots and directories; returns how many sandboxes there were. One that resists does
+    not keep the others.
 
     Looks again after removing: what a killed platform had just asked a container engine for may come into being later.
     """
@@ -66,6 +67,12 @@ async def sweep(home: Path) -> int:
                     first_error = first_error or error
             if not owned:
                 break
+        for name in await runtime.snapshots():
+            try:
+                await runtime.remove_snapshot(name)
+            except RockError as error:
+                logger.warning("snapshot %s was not removed: %s", name, error)
+                first_error = first_error or error
     if first_error is not None:
         raise first_error
     for pid, sandbox in await asyncio.to_thread(own_processes, home):

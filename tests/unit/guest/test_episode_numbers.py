@@ -120,3 +120,16 @@ def test_a_fence_never_goes_down(epochs: list[int]) -> None:
             highest = epoch
         assert fence.epoch == highest
         fence.check(None)
+
+
+def test_a_restored_episode_goes_on_from_any_number() -> None:
+    episode = Episode()
+    assert episode.admit(7, "restore", False, is_restore=True) == RUN
+    episode.settle("{}", over=False)
+    assert episode.admit(7, "restore", False, is_restore=True) == CACHED
+    assert code_of(episode, 7, "step") == "conflict"
+    assert episode.admit(8, "step", False) == RUN
+    episode.settle("8", over=True)
+    assert episode.admit(3, "restore", False, is_restore=True) == RUN
+    episode.fail(GuestError("environment-error", "told to"))
+    assert code_of(episode, 4, "step") == "environment-error"
