@@ -1,4 +1,7 @@
-"""One daemon thread for the learner's work: the event loop never blocks, and a hanging step never blocks the exit."""
+"""One daemon thread for the learner's work: the event loop never blocks, and a hanging step never blocks the exit.
+
+Invariant: who waits for a function hears of its end, also of that of the thread itself.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,75 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from roll_core.errors import LearnerFailed
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    work: Callable[[], Any]
+
+    def run(self) -> None:
+        try:
+            value = self.work()
+        except SystemExit as error:  # what ends a thread must not end the loop that waits for it
+            self.fail(LearnerFailed(f"What ran in the learner's thread ended it: {error!r}."))
+        except BaseException as error:  # noqa: BLE001 - handed over to whoever waits
+            self.fail(error)
+        else:
+            self._settle(self.future.set_result, value)
+
+    def fail(self, error: BaseException) -> None:
+        self._settle(self.future.set_exception, error)
+
+    def _settle(self, set_it: Callable[[Any], None], value: Any) -> None:
+        def settle() -> None:
+            if not self.future.done():
+                set_it(value)
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(settle)
 
 
 class Worker:
     """Runs functions one after the other, in order, always in the same thread."""
 
     def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._name = name
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Raises what ``function`` raises; LearnerFailed when the thread has ended."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-
-        def settle(set_it: Callable[[Any], None], value: Any) -> None:
-            if not future.done():
-                set_it(value)
-
-        def job() -> None:
-            try:
-                done, value = future.set_result, function(*args)
-            except BaseException as error:  # noqa: BLE001 - handed over to whoever waits
-                done, value = future.set_exception, error  # type: ignore[assignment]
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, done, value)
-
-        self._jobs.put(job)
+        self._jobs.put(_Job(loop, future, lambda: function(*args)))
+        if self._ended.is_set():  # after the put: a job is run, or refused by the thread's end, or refused here
+            self._refuse_all()
         return await future
 
     def close(self) -> None:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
+        try:
+            while (job := self._jobs.get()) is not None:
+                job.run()
+        finally:
+            self._ended.set()
+            self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job.fail(LearnerFailed(f"The thread {self._name!r} has ended: nothing is run in it any more."))

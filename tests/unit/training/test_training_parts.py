@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import random
 import threading
 import time
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from rock.domain.errors import PlatformUnavailable
 from rock.domain.outcome import Completed, LedgerState, Truncated
-from roll_core.errors import NoProgress, PlatformOutage
+from roll_core.errors import LearnerFailed, NoProgress, PlatformOutage
 from roll_core.models import train_tokenizer
 from roll_core.rollout.prompting import TextRules, TranscriptPrompter
 from roll_core.rollout.work import Booking
@@ -127,6 +128,61 @@ def test_the_worker_keeps_the_loop_free_and_passes_errors_on() -> None:
         with pytest.raises(ZeroDivisionError):
             await worker.run(lambda: 1 / 0)
         worker.close()
+
+    asyncio.run(main())
+
+
+def end_thread(name: str) -> None:
+    """Raises SystemExit in the thread, wherever it is."""
+    thread = next(t for t in threading.enumerate() if t.name == name)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("busy", [True, False], ids=["while it works", "while it waits"])
+def test_who_waits_for_a_thread_that_ends_hears_of_it(busy: bool) -> None:
+    async def main() -> None:
+        worker, begun = Worker(f"doomed-{busy}"), threading.Event()
+
+        def spin() -> None:
+            begun.set()
+            while True:
+                time.sleep(0.001)
+
+        if busy:
+            waiting = [asyncio.ensure_future(worker.run(spin))]
+            await asyncio.to_thread(begun.wait, 10)
+            end_thread(f"doomed-{busy}")
+        else:
+            end_thread(f"doomed-{busy}")
+            waiting = [asyncio.ensure_future(worker.run(lambda: 1)) for _ in range(3)]
+        for future in waiting[:1] if busy else waiting[1:]:
+            with pytest.raises(LearnerFailed, match="ended"):
+                await asyncio.wait_for(future, 10)
+        for future in waiting:
+            future.cancel()
+        worker.close()
+
+    asyncio.run(main())
+
+
+def test_a_reporter_that_ends_by_itself_is_noticed(monkeypatch) -> None:
+    async def main() -> None:
+        platform = FlakyPlatform()
+
+        async def broken(run_id, points) -> None:
+            raise KeyError("a bug")
+
+        platform.report_metrics = broken
+        reporter = SdkReporter(platform, "run-1", outage_s=60)
+        reporter.metrics(1, {"a/b": 1.0})
+        while not reporter._task.done():  # noqa: ASYNC110 - its end is what the test is about
+            await asyncio.sleep(0)
+        for _ in range(2):
+            with pytest.raises(PlatformOutage, match="ended by itself: KeyError"):
+                reporter.check()
+        with pytest.raises(PlatformOutage, match="ended by itself"):
+            await reporter.close()
 
     asyncio.run(main())
 
