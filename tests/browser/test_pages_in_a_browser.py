@@ -60,7 +60,7 @@ def test_run_says_how_it_goes_and_draws_the_curves(visit, scene):
     assert re.search(r"step\s+120\s+of 200, 4\.0 s each", tiles)
     legend = page.locator(".stPlotlyChart").first.locator(".legendtext").all_text_contents()
     assert {"success rate", "mean reward", "void rate", "held-out success"} <= set(legend)
-    assert page.locator(".stPlotlyChart").count() == 8
+    assert page.locator(".stPlotlyChart").count() == 9
     ledger = page.locator(".rk-ledger").inner_text()
     assert re.search(r"dispatched\s+400\s+100%", ledger)
     assert re.search(r"void\s+something broke; replaced, never trained on\s+10\s+2\.5%", ledger)
