@@ -5,7 +5,8 @@ production trainer. Every step of an environment takes max(0, N(1, .5)) s longer
 warm start the same number of samples is trained on:
 
 - ``sync``: α = 0. A batch is played to its end, then trained on, then its weights are loaded; no redundancy;
-- ``async``: α = 2, one group and one member more than needed, the first to finish make the batch;
+- ``async``: α = 2, one group and one member more than needed, the first to finish make the batch; as many sandboxes as
+  it may have samples in flight, (1+α)N;
 - ``async_same`` (not with --quick): as ``async``, in as many sandboxes as ``sync`` can use.
 
 ``speedup`` is the ratio of the wall time of training. Evaluation, on held-out games and without the latency, is not in
@@ -23,6 +24,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -40,6 +42,7 @@ from rich.console import Console
 
 from benchmarks._measuring import home, machine, platform
 from benchmarks._slow import Latency, SlowSessions
+from rock.domain.errors import RockError
 from rock.domain.outcome import LedgerState, Void
 from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
@@ -68,8 +71,6 @@ class Scale:
     steps: int
     groups: int
     members: int
-    sandboxes: int
-    """Of the asynchronous arm; the synchronous one can use one per sample of a batch."""
     evaluation: int
     rounds: int
     same: bool
@@ -77,11 +78,16 @@ class Scale:
 
     @property
     def batch(self) -> int:
+        """Its samples: as many sandboxes as α = 0 can use."""
         return self.groups * self.members
 
+    def sandboxes(self, alpha: float) -> int:
+        """Of the asynchronous arm: as many as it may have samples in flight, the redundant ones left out."""
+        return math.floor((1 + alpha) * self.batch)
 
-FULL = Scale(steps=12, groups=4, members=8, sandboxes=64, evaluation=200, rounds=2, same=True)
-QUICK = Scale(steps=5, groups=2, members=8, sandboxes=32, evaluation=60, rounds=1, same=False)
+
+FULL = Scale(steps=12, groups=4, members=8, evaluation=200, rounds=2, same=True)
+QUICK = Scale(steps=5, groups=2, members=8, evaluation=60, rounds=1, same=False)
 
 SHORT = (
     # A smaller model, and episodes of a dozen turns: after a short warm start it wins some of them.
@@ -115,7 +121,7 @@ def arms(scale: Scale, alpha: float) -> tuple[Arm, ...]:
     synchronous = ("rollout.alpha=0", "rollout.order=opened", "rollout.extra_groups=0", "rollout.extra_members=0")
     found = [
         Arm("sync", (*synchronous, f"rollout.concurrency={scale.batch}")),
-        Arm("async", (*redundant, f"rollout.concurrency={scale.sandboxes}")),
+        Arm("async", (*redundant, f"rollout.concurrency={scale.sandboxes(alpha)}")),
     ]
     if scale.same:
         found.append(Arm("async_same", (*redundant, f"rollout.concurrency={scale.batch}")))
@@ -283,7 +289,8 @@ async def lease_all(sessions: ReusedSessions, count: int, task: str) -> None:
     """Take ``count`` sandboxes and keep them: the arms are not to wait for containers to start."""
     async with contextlib.AsyncExitStack() as stack:
         for session in await asyncio.gather(*(stack.enter_async_context(sessions.open(task, 0)) for _ in range(count))):
-            await session.reset(task, 0)
+            with contextlib.suppress(RockError):  # one that was lost while nobody played in it is replaced later
+                await session.reset(task, 0)
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------
@@ -291,7 +298,7 @@ async def lease_all(sessions: ReusedSessions, count: int, task: str) -> None:
 
 async def measure(url: str, scale: Scale, alpha: float, folder: Path, kept: Path, console: Console) -> dict[str, Any]:
     chosen = arms(scale, alpha)
-    most = max(scale.sandboxes, scale.batch)
+    most = scale.sandboxes(alpha)
     recipe = load_recipe("alfworld-tiny", [*common(scale), f"rollout.concurrency={most}"])
     async with Rock(url) as rock:
         slow = SlowSessions(_leases(rock, recipe), LATENCY)
@@ -364,7 +371,7 @@ def pooled(rates: Sequence[Rate]) -> Rate:
 def run(scale: Scale, runtime: str, alpha: float, console: Console) -> dict[str, Any]:
     user_home = rock_home()
     build_environment(EnvCatalog(user_home), ENV, image=runtime == "docker", on_line=console.print)
-    most = max(scale.sandboxes, scale.batch)
+    most = scale.sandboxes(alpha)
     began_s = time.monotonic()
     with home() as directory:
         (directory / "envs").symlink_to(user_home / "envs")  # building takes a minute; it is done once
