@@ -13,11 +13,13 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rock.domain import errors
@@ -186,18 +188,60 @@ class LocalSessions:
         return f"local-{self._bundle.resolve().name}" if self._bundle else "local"
 
     async def close(self) -> None:
+        """What still runs is given up: an environment that hangs would hold up the end of the trainer's process."""
         for executor in self._executors:
+            if isinstance(executor, _Processes):
+                executor.kill()  # before the shutdown, which forgets its processes
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _DaemonThread(Executor):
+    """One thread, as :class:`ThreadPoolExecutor` has it, but the process may end while it works."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._shut = False
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future: Future[Any] = Future()
+        self._jobs.put((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._shut = True
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, call = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                value = call()
+            except BaseException as error:  # noqa: BLE001 - handed over to whoever waits
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+
+class _Processes(ProcessPoolExecutor):
+    def kill(self) -> None:
+        """The interpreter joins a pool's processes before it exits, for ever if one hangs."""
+        for process in list((getattr(self, "_processes", None) or {}).values()):
+            process.kill()
 
 
 def _executors(workers: int, environ: Mapping[str, str], python_path: Sequence[str]) -> list[Executor]:
     if workers == 0:
         _prepare_worker(environ, python_path)
-        return [ThreadPoolExecutor(1, thread_name_prefix="local-env")]
+        return [_DaemonThread("local-env")]
     # One single-worker pool per process, because an environment's object lives in the process that made it.
     context = multiprocessing.get_context("spawn")
     return [
-        ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_worker, initargs=(environ, python_path))
+        _Processes(1, mp_context=context, initializer=_prepare_worker, initargs=(environ, python_path))
         for _ in range(workers)
     ]
 

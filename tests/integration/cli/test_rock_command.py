@@ -325,6 +325,27 @@ def test_a_contributed_function_gets_its_arguments(rock_home: Path) -> None:
     assert done.stdout == "flying south True\n"
 
 
+def test_a_contributed_command_may_join_a_group(rock_home: Path) -> None:
+    script = (
+        "import sys, types\n"
+        "module = types.ModuleType('wings')\n"
+        "def fly(where: str) -> None:\n"
+        "    print('flying', where)\n"
+        "module.fly = fly\n"
+        "sys.modules['wings'] = module\n"
+        "import importlib.metadata as m\n"
+        "from rock.cli import _contributed\n"
+        "names = ('run.fly', 'no-such-group.fly')\n"
+        "_contributed.entry_points = lambda: [m.EntryPoint(n, 'wings:fly', 'rock.commands') for n in names]\n"
+        "sys.argv = ['rock', 'run', 'fly', 'south']\n"
+        "from rock.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "flying south\n"
+
+
 def test_ensure_platform_starts_one_once(rock: Rock, rock_home: Path) -> None:
     from rock.sdk import RockSync, ensure_platform
 

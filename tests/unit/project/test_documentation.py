@@ -20,6 +20,7 @@ from dashboard.cli import dashboard
 from rock.cli.main import app
 from rock.runtimes.manifest import EnvManifest
 from roll_core.training.cli import train
+from roll_core.training.replay_cli import replay
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,6 +73,7 @@ COMMANDS: dict[str, Any] = {
     "train": own_command(train),
     "dashboard": own_command(dashboard),
 }
+COMMANDS["run"].commands["replay"] = own_command(replay)
 
 
 def calls(page: Path) -> Iterator[list[str]]:
