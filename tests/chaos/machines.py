@@ -225,12 +225,25 @@ class Brain:
         self._hosts = hosts
         self._lives = itertools.count(1)
         self._process = ""
+        self._starting = asyncio.Lock()
+        self._killed = ""
         self.control: Control | None = None
         self._database: SimDatabase | None = None
 
-    async def start(self) -> None:
-        if self.control is not None:
-            return
+    async def start(self) -> bool:
+        """False if it was killed before it was up."""
+        async with self._starting:
+            if self.control is not None:
+                return True
+            try:
+                await self._start()
+            except asyncio.CancelledError:
+                if self._killed != self._process:
+                    raise  # not the life that began here, but whoever waits for it
+                return False
+            return True
+
+    async def _start(self) -> None:
         stage = self._stage
         self._process = f"control/{next(self._lives)}"
         with in_process(self._process):
@@ -261,6 +274,7 @@ class Brain:
     def kill(self) -> None:
         """Also one that did not come up."""
         self.control = None
+        self._killed = self._process
         self._stage.door.shut()
         if self._database is not None:
             self._database.dead = True

@@ -154,10 +154,11 @@ class World:
         """As a guardian does: until it comes up."""
         while True:
             try:
-                return await self.brain.start()
+                if await self.brain.start():
+                    return
             except RockError:
                 self.brain.kill()
-                await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)
 
     async def _strike(self, strike: Strike) -> None:
         everywhere = [(host.runtime, sandbox_id) for host in self.hosts for sandbox_id in host.living()]
