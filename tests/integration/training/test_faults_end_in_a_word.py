@@ -103,7 +103,7 @@ def goes_on(run, recipe, run_directory, monkeypatch) -> Callable[[], None]:
 
 def test_an_engine_whose_pass_raises(run, recipe, run_directory, monkeypatch, goes_on) -> None:
     fault = raising(RuntimeError("CUDA error: an illegal memory access"))
-    monkeypatch.setattr(TorchEngine, "_pass", at_call(60, TorchEngine._pass, fault))
+    monkeypatch.setattr(TorchEngine, "_pass", at_call(10, TorchEngine._pass, fault))
     with pytest.raises(EngineDead, match="illegal memory access"):
         run(recipe, run_directory)
     goes_on()
@@ -120,7 +120,7 @@ def test_an_engine_whose_thread_is_ended(run, recipe, run_directory, monkeypatch
 
 def test_an_engine_that_hangs(run, recipe, run_directory, monkeypatch, gate, goes_on) -> None:
     monkeypatch.setattr(torch_engine, "_CLOSE_S", 0.1)
-    monkeypatch.setattr(TorchEngine, "_pass", at_call(60, TorchEngine._pass, gate.wait))
+    monkeypatch.setattr(TorchEngine, "_pass", at_call(10, TorchEngine._pass, gate.wait))
     with pytest.raises(NoProgress, match=r"the engine did not finish ep-.*rollout\.generate_s"):
         run(within_s(recipe, "rollout", generate_s=3.0), run_directory)
     gate.set()
@@ -249,7 +249,7 @@ def test_an_environment_that_hangs(run, recipe, run_directory, monkeypatch, goes
     async def step(self, action):
         nonlocal calls
         calls += 1
-        return await (never(self, action) if calls > 60 else original(self, action))
+        return await (never(self, action) if calls > 20 else original(self, action))
 
     monkeypatch.setattr(doors._LocalSession, "step", step)
     with pytest.raises(PlatformOutage, match="no episode could be played"):
@@ -267,7 +267,7 @@ def test_a_platform_that_does_not_answer(run, recipe, run_directory, monkeypatch
     async def silent(self, task, seed):
         nonlocal opened
         opened += 1
-        if opened > 40:
+        if opened > 15:
             await asyncio.Event().wait()
         async with original(self, task, seed) as session:
             yield session
