@@ -102,6 +102,14 @@ def _leases(router: APIRouter, control: Control) -> None:
         `Idempotency-Key` within ten minutes."""
         return await control.leases.create(request, http.scope.get(CALLER, OWNER), once=idempotency_key)
 
+    @router.delete("/leases", status_code=204, tags=["leases"], summary="Withdraw what was asked for")
+    async def withdraw(
+        http: Request,
+        idempotency_key: Annotated[str, Header(min_length=1, max_length=128, description="What it was asked with.")],
+    ) -> None:
+        """For a client that gave up before the answer: its claim must not stay queued and be granted to nobody."""
+        await control.leases.withdraw(http.scope.get(CALLER, OWNER), idempotency_key)
+
     @router.get("/leases", tags=["leases"], summary="The living leases")
     async def leases() -> list[LeaseView]:
         return control.leases.views()

@@ -78,6 +78,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/sandboxes/{sandbox_id}/logs"): Rule("read", (NotFound, StorageError)),
     ("POST", "/leases"): Rule("run", _LEASE_ERRORS),
     ("GET", "/leases"): Rule("read"),
+    ("DELETE", "/leases"): Rule("run"),
     ("POST", "/leases/{lease_id}/heartbeat"): Rule("run", _GONE),
     ("POST", "/leases/{lease_id}/recover"): Rule("run", (*_GONE, StaleEpoch, Recovering, *_LEASE_ERRORS)),
     ("POST", "/leases/{lease_id}/recovered"): Rule("run", _GONE),

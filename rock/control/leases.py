@@ -95,6 +95,12 @@ class LeaseService:
             return await self._once.do(caller.key_id, once, request, lambda: self._create(request, caller))
         return await self._create(request, caller)
 
+    async def withdraw(self, caller: Caller, once: str) -> None:
+        """Nobody wants any more what was asked with ``once``: its claim ends, or the lease that came of it."""
+        lease = await self._once.withdraw(caller.key_id, once)
+        if lease is not None:
+            await self.release(lease.id, reason="withdrawn: its client gave up")
+
     async def _create(self, request: LeaseRequest, caller: Caller) -> LeaseView:
         offer = await self.offers.of(request)
         check_time(request, offer.env)

@@ -1,7 +1,7 @@
 """Doing once what is asked twice: the same ``Idempotency-Key`` gets the same answer, also while the first asks still.
 
 For clients that lost the answer, not for ever: an answer is kept ``KEEP_S``, and not over a restart. What failed was
-not done, and is tried anew.
+not done, and is tried anew. What nobody wants any more can be withdrawn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Once(Generic[T]):
     async def do(self, who: str, key: str, what: object, work: Callable[[], Awaitable[T]]) -> T:
         """``work``'s result, or that of the earlier call with this key. ``what`` must be the same then.
 
-        Raises Conflict, and what ``work`` raises.
+        Raises Conflict (the key was used for something else, or what it asked for was withdrawn), and what ``work``
+        raises.
         """
         self._forget()
         entry = self._entries.get((who, key))
@@ -46,11 +47,28 @@ class Once(Generic[T]):
             task.add_done_callback(lambda done: self._drop_failed((who, key), done))
         elif entry.what != what:
             raise Conflict(f"Idempotency-Key {key!r} was used for another request", hint="Use a new one for each.")
-        return await asyncio.shield(entry.answer)
+        try:
+            return await asyncio.shield(entry.answer)
+        except asyncio.CancelledError:
+            if entry.answer.cancelled():
+                raise Conflict(f"what was asked with Idempotency-Key {key!r} was withdrawn") from None
+            raise  # who asks was cancelled; the work goes on
+
+    async def withdraw(self, who: str, key: str) -> T | None:
+        """End the work under this key; its result if it is done already, which is the caller's to undo."""
+        entry = self._entries.pop((who, key), None)
+        if entry is None:
+            return None
+        entry.answer.cancel()
+        await asyncio.wait({entry.answer})
+        if entry.answer.cancelled() or entry.answer.exception() is not None:
+            return None
+        return entry.answer.result()
 
     def _drop_failed(self, place: tuple[str, str], done: asyncio.Future[T]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            self._entries.pop(place, None)
+        failed = done.cancelled() or done.exception() is not None
+        if failed and (entry := self._entries.get(place)) is not None and entry.answer is done:
+            del self._entries[place]
 
     def _forget(self) -> None:
         edge = self._clock.now() - KEEP_S

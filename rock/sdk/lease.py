@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rock.domain.errors import (
+    DeadlineExceeded,
     LeaseExpired,
     NotFound,
     Recovering,
@@ -110,6 +111,7 @@ class HeldLease:
 
     async def _take(self) -> LeaseView:
         """The lease, unless cancelled; a lease that is granted after the cancellation is given back."""
+        once = secrets.token_hex(8)
         asking = asyncio.create_task(
             self._transport.request(
                 "POST",
@@ -117,7 +119,7 @@ class HeldLease:
                 body=self._request,
                 kind=LeaseView,
                 timeout_s=self._request.wait_s + 30,
-                once=secrets.token_hex(8),
+                once=once,
                 # While the platform is being started again we wait as for any sandbox. A lease that was granted in the
                 # moment it died, whose answer nobody got, has no heartbeats and ends with its time-to-live.
                 retry_s=self._request.wait_s,
@@ -127,12 +129,20 @@ class HeldLease:
         try:
             view: LeaseView = await asyncio.shield(asking)
         except asyncio.CancelledError:
-            # Most grants take milliseconds: wait for this one a moment, or hang up, and the time-to-live ends it.
-            done, _ = await _outlast(asking, 0.5)
-            if done and not asking.cancelled() and asking.exception() is None:
-                await _outlast(asyncio.create_task(self._release(asking.result().id)), RELEASE_TIMEOUT_S)
+            asking.cancel()
+            await _outlast(asyncio.create_task(self._withdraw(once)), RELEASE_TIMEOUT_S)
+            raise
+        except DeadlineExceeded:
+            await self._withdraw(once)
             raise
         return view
+
+    async def _withdraw(self, once: str) -> None:
+        """The platform may still be looking for a sandbox for us, or have found one."""
+        try:
+            await self._transport.request("DELETE", "leases", once=once, retry_s=2.0, timeout_s=4.0)
+        except RockError as error:
+            logger.warning("a lease asked for was not withdrawn (%s); if granted, it ends by its time-to-live", error)
 
     async def close(self) -> None:
         """Stop beating, hang up, release. Bounded in time, never cut short by a cancellation, raises nothing else."""

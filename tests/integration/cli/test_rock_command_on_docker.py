@@ -54,10 +54,12 @@ def test_down_sweeps_what_a_killed_platform_left(
     rock("image", "build")
     rock("up", "-d", "--port", "0", "--runtime", "docker")
     rock("sandbox", "create")
-    os.kill(json.loads((rock_home / "server.json").read_text())["pid"], signal.SIGKILL)
+    server = json.loads((rock_home / "server.json").read_text())
+    for pid in (server["guardian_pid"], server["pid"]):  # in this order: it would start another
+        os.kill(pid, signal.SIGKILL)
     assert len(containers()) == 1
     leftovers = {row["name"]: row for row in json.loads(rock("doctor", "--json", code=None).stdout)}["leftovers"]
-    assert leftovers["remedy"] == "rock down"
+    assert leftovers["remedy"] == "rock doctor --fix"
     assert "1 sandbox" in rock("down").stdout
     assert containers() == []
 

@@ -213,6 +213,34 @@ def test_a_cancelled_task_leaves_no_lease(serving: Serving, moment: str) -> None
     asyncio.run(main())
 
 
+def test_who_gives_up_waiting_leaves_the_queue(serving: Serving) -> None:
+    async def main() -> None:
+        async with serving() as served, served.client() as rock:
+            served.runtime.faults.start_delay_s = 600
+
+            async def waits() -> None:
+                async with rock.env("toy", wait_s=300):
+                    raise AssertionError("there is none to be had")
+
+            async def queue() -> int:
+                return sum(pool.waiting for node in await rock.nodes() for pool in node.pools)
+
+            async def queued() -> bool:
+                return await queue() == 2
+
+            async def left() -> bool:
+                return await queue() == 0
+
+            tasks = [asyncio.create_task(waits()) for _ in range(2)]
+            await until(queued)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await until(left)
+
+    asyncio.run(main())
+
+
 def test_heartbeats_keep_a_lease_beyond_its_time_to_live(serving: Serving) -> None:
     async def main() -> None:
         async with serving() as served, served.client() as rock, rock.env("toy", task="9", ttl_s=0.6) as env:
