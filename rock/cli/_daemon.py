@@ -65,7 +65,8 @@ def start(settings: Settings, *, timeout_s: float = START_TIMEOUT_S) -> ServerFi
             raise KeyboardInterrupt
         return _wait(process, home, log, begin, timeout_s)
     except BaseException:
-        _end(process, home)
+        with _interrupts_wait():  # the second Ctrl-C must not stop the clearing up after the first
+            _end(process, home)
         raise
 
 

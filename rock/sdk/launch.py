@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ START_TIMEOUT_S = 120.0
 _PROBE_S = 2.0
 # Ending a platform that is half up includes removing its first sandboxes.
 _PATIENCE_S = 70.0
+_INTERRUPT_EVERY_S = 2.0
 
 
 class Launched(NamedTuple):
@@ -109,13 +112,17 @@ def _start(argv: list[str], database: str | None, timeout_s: float) -> None:
 
 
 def _interrupt(process: subprocess.Popen[str]) -> None:
-    """As Ctrl-C would: it then ends what it had begun to start, so that no platform comes up behind our back."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.communicate(timeout=_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+    """As Ctrl-C would: it then ends what it had begun to start, so that no platform comes up behind our back.
+
+    Again and again, because an interrupt that meets a module being imported may be lost in it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_INTERRUPT_EVERY_S)
+            return
+    process.kill()
+    process.communicate()
 
 
 def _healthy(url: str) -> bool:
