@@ -25,7 +25,7 @@ from rock.domain.leases import LeaseBook
 from rock.domain.sandbox import SandboxState
 from rock.store.fleet import StoredLease
 from rock.wire.handle import NodeHandle
-from rock.wire.models import SandboxSpec
+from rock.wire.models import SandboxSpec, SnapshotView
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +110,12 @@ class Rebinding:
         tried: set[str] = set()
         while (epoch := self._book.attempt(lease.id)) is not None:
             left_s = deadline - asyncio.get_running_loop().time()
+            snapshot = (self._records.get(lease.id) or lease).snapshot
             try:
                 moved = await self._attempt(lease, epoch, min(_ATTEMPT_WAIT_S, max(0.1, left_s)), tried)
             except (RockError, TimeoutError) as error:
                 pause_s = backoff.failed(self._clock.now())
-                if await self._without_snapshot(lease.id, error, backoff.failures):
+                if await self._without_snapshot(lease.id, snapshot, error, backoff.failures):
                     tried.clear()
                     continue
                 left_s = deadline - asyncio.get_running_loop().time() - pause_s
@@ -173,11 +174,15 @@ class Rebinding:
         tried.add(node.name)
         return node
 
-    async def _without_snapshot(self, lease_id: str, error: RockError | TimeoutError, failures: int) -> bool:
-        """Whether the next try is made without the snapshot, because it will not do."""
+    async def _without_snapshot(
+        self, lease_id: str, tried: SnapshotView | None, error: RockError | TimeoutError, failures: int
+    ) -> bool:
+        """Whether the next try is made without the snapshot that was ``tried``, because it will not do."""
         lease = self._records.get(lease_id)
-        if lease is None or lease.snapshot is None:
+        if lease is None or tried is None:
             return False
+        if lease.snapshot is None or lease.snapshot.name != tried.name:
+            return True  # it was removed under the attempt
         if failures < _SNAPSHOT_TRIES and not isinstance(error, _HOPELESS):
             return False
         log.warning("lease=%s goes on without its snapshot %s: %s", lease_id, lease.snapshot.name, error)

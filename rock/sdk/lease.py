@@ -179,6 +179,7 @@ class HeldLease:
         every_s = min(lease.ttl_s / BEATS_PER_TTL, LONGEST_BEAT_S)
         while not self.over:
             await self._pause(every_s)
+            asked_as = self._lease
             try:
                 seen: LeaseView = await self._transport.request(
                     "POST",
@@ -197,7 +198,8 @@ class HeldLease:
                 # No answer says nothing about the sandbox; the data plane goes on without the control plane.
                 logger.info("heartbeat of lease %s: %s", lease.id, error)
             else:
-                await self._heed(seen)
+                if self._lease is asked_as:  # else the answer is about a loss that is mended by now
+                    await self._heed(seen)
 
     async def _pause(self, every_s: float) -> None:
         if self._in_flight and self._beat_now.is_set():
@@ -208,7 +210,7 @@ class HeldLease:
                 await self._beat_now.wait()
 
     async def _heed(self, seen: LeaseView) -> None:
-        """The platform may know of a loss before we do. An answer about an earlier epoch than ours came late."""
+        """The platform may know of a loss before we do."""
         mine = self.view.epoch
         if self.lost is None and (seen.epoch > mine or (seen.recovering and seen.epoch == mine)):
             self.lose(SandboxLost(f"the platform has lost sandbox {self.view.sandbox_id}"))
