@@ -177,11 +177,16 @@ class Host:
         self._lives = itertools.count(1)
         self._process = ""
         self._leash = Leash(self.runtime)
+        self._starting = asyncio.Lock()
         self.node: Node | None = None
 
     async def start(self) -> None:
-        if self.node is not None:
-            return
+        """Once, also when two repairs come to it at the same time."""
+        async with self._starting:
+            if self.node is None:
+                await self._start()
+
+    async def _start(self) -> None:
         self._process = f"{self.name}/{next(self._lives)}"
         self._leash = Leash(self.runtime)
         with in_process(self._process):
