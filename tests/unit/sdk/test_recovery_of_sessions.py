@@ -69,8 +69,10 @@ def test_the_episode_goes_on_where_it_was(serving: Serving, sabotage: Sabotage) 
                 pass
             assert step.reward == 1.0
             assert len(env.recoveries) == 1
-            kinds = [event.kind for event in await rock.events()]
-            assert kinds.count("lease.recovering") == kinds.count("lease.rebound") == 1
+            events = await rock.events()
+            kinds = [event.kind for event in events]
+            told = "\n".join(f"{event.kind} {event.detail}" for event in reversed(events))
+            assert kinds.count("lease.recovering") == kinds.count("lease.rebound") == 1, told
             assert "lease.lost" not in kinds
 
             await until_event(rock, "lease.recovered")
