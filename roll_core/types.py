@@ -122,6 +122,10 @@ class TrainBatch:
     rewards_B: torch.Tensor  # float32
     group_B: torch.Tensor  # int64, index of the row's group
     trajectory_ids: Sequence[str] = field(default_factory=tuple)
+    turn_BT: torch.Tensor | None = None  # int64, index of the turn that sampled the token, -1 outside the mask
+    rewards_BT: torch.Tensor | None = None  # float32, what was earned where: at the last token of each turn
+    truncated_B: torch.Tensor | None = None  # bool, cut off by a limit: the state after the last token has a value
+    entropy_weight_BT: torch.Tensor | None = None  # float32, factor on the entropy bonus; None: 1 everywhere
 
 
 @dataclass(slots=True)

@@ -9,16 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+from roll_core.config.algorithm import Algorithm, Critic, Rhythm
+from roll_core.config.section import Natural, Positive, Seconds, Section, Share
 
 
 class Env(Section):
@@ -164,37 +158,6 @@ class Learner(Section):
     """Tokens, padding included, in one forward and backward pass. Changes memory, not the result."""
 
 
-class Algorithm(Section):
-    """Credit and loss. What is left at `null` is the loss's own default."""
-
-    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
-    """`grpo`: (R − mean)/std in the group. `dr_grpo`: R − mean. `rloo`: R − mean of the others. `reinforce_pp`:
-    whitened over the batch."""
-    loss: Literal["ppo", "grpo", "dapo", "dr_grpo", "decoupled_ppo", "tis", "cispo", "topr"] = "dapo"
-    """Policy loss; the docstrings of `roll_core/algorithms/policy_losses.py` say what each does."""
-    clip_low: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """The ratio is clipped below at 1 − this."""
-    clip_high: Annotated[float, Field(ge=0)] | None = None
-    """The ratio is clipped above at 1 + this."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound of the loss where the advantage is negative."""
-    cap: Annotated[float, Field(gt=0)] | None = None
-    """Upper bound of an importance weight."""
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "constant-length"] | None = None
-    """How the tokens' losses become one number."""
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the entropy bonus."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the divergence from the policy that reinforcement learning began with."""
-    negative_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on advantages below 0. Less than 1 where failures are long episodes with few wrong actions in them."""
-    invalid_action_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Taken from the advantage of the tokens of a turn whose action the environment did not accept; its mean over the
-    batch is given back to all, so that it only moves credit from such turns to the others."""
-    filter_zero_variance: bool = True
-    """Leave out groups whose rewards are all equal, and play others in their place."""
-
-
 class Rollout(Section):
     """How many episodes, how fresh, how long."""
 
@@ -335,6 +298,8 @@ class Recipe(Section):
     engine: Engine = Engine()
     learner: Learner = Learner()
     algorithm: Algorithm = Algorithm()
+    critic: Critic = Critic()
+    rhythm: Rhythm = Rhythm()
     rollout: Rollout = Rollout()
     warm_start: WarmStart = WarmStart()
     evaluation: Evaluation = Evaluation()

@@ -1,9 +1,16 @@
-"""What a learner is: turns a batch into a new version of the policy."""
+"""Who takes part in a learner step: the learner turns a batch into a new version of the policy; critics say what a
+state is worth; the attention role reads what the policy attends to.
+
+Shape legend: M critics, B rows, T tokens.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from torch import Tensor
 
 from roll_core.types import TrainBatch, Weights
 
@@ -30,3 +37,39 @@ class Learner(Protocol):
         ...
 
     def load(self, directory: Path) -> None: ...
+
+
+class Critics(Protocol):
+    """M value functions over one batch (AsyPPO, arXiv 2510.01656); M = 1 is an ordinary critic."""
+
+    def values(self, batch: TrainBatch) -> Tensor:
+        """V_MBT of the present critics, 0 outside the mask; no gradient."""
+        ...
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """Update every critic on its share of the batch; returns metrics named ``critic/…``."""
+        ...
+
+    def save(self, directory: Path) -> None: ...
+
+    def load(self, directory: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """Attention rhythm of the response tokens (arXiv 2510.13554), BT, 0 outside the mask."""
+
+    waad_BT: Tensor
+    """Windowed average attention distance of the local heads."""
+    fai_BT: Tensor
+    """Future attention influence through the global heads."""
+
+
+class ActorAttn(Protocol):
+    """A copy of the policy that gives its attention away (``actor_attn``)."""
+
+    def load_weights(self, weights: Weights) -> None:
+        """Be the policy of this version."""
+        ...
+
+    def rhythm(self, batch: TrainBatch) -> Rhythm: ...

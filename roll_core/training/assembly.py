@@ -28,6 +28,7 @@ from roll_core.rollout.prompting import (
 from roll_core.rollout.sessions import LocalSessions, SessionFactory
 from roll_core.rollout.tasks import TaskQueue
 from roll_core.training.demonstrations import Demonstration, DemoSettings
+from roll_core.training.roles import Roles
 from roll_core.types import Weights
 
 _CLOSE_MARGIN_S = 30.0
@@ -124,6 +125,11 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
 
 def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
     return TorchLearner(model, learner_config(recipe), device=recipe.learner.device)
+
+
+def make_roles(recipe: Recipe, model: CausalLM) -> Roles:
+    """Whoever takes part in a learner step. ``model`` is the policy, trained in place."""
+    return Roles(make_learner(recipe, model))
 
 
 def make_engine(recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer: Tokenizer) -> Engine:

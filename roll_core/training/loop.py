@@ -18,7 +18,6 @@ from rock.domain.outcome import LedgerState
 from roll_core.config import Recipe
 from roll_core.engines.base import Engine
 from roll_core.errors import EngineDead, PlatformOutage
-from roll_core.learners.base import Learner
 from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.concurrency import ConcurrencyController, ConcurrencySettings
 from roll_core.rollout.episode import Player
@@ -34,6 +33,7 @@ from roll_core.training.event_log import EventSink
 from roll_core.training.metrics import Rate, RolloutMeter, engine_values, staleness
 from roll_core.training.progress import Display
 from roll_core.training.reporting import Reporter
+from roll_core.training.roles import Roles
 from roll_core.training.update import update
 from roll_core.training.watchdog import Watch, within
 from roll_core.training.worker import Worker
@@ -58,7 +58,7 @@ class Parts:
 
     recipe: Recipe
     engine: Engine
-    learner: Learner
+    roles: Roles
     player: Player
     machine: RolloutMachine
     slots: Slots
@@ -103,7 +103,7 @@ class Trainer:
             state=self._state,
             on_published=parts.events.published,
         )
-        parts.events.begin(parts.run_id, self.step, parts.learner.weights())
+        parts.events.begin(parts.run_id, self.step, parts.roles.weights())
         if resumed:
             for trajectory in resumed.machine.kept:  # the log's older parts may be gone
                 parts.events.ended(trajectory)
@@ -180,7 +180,7 @@ class Trainer:
         if groups is None:
             return False
         got_s = time.monotonic()
-        version = self._p.learner.version
+        version = self._p.roles.version
         self._batch_progress = self._progress()
         self._p.events.batch(self.step + 1, version, self._batch_progress, groups)
         learned = await self._pipeline.train_on(groups)
@@ -223,8 +223,8 @@ class Trainer:
 
     def _learn(self, groups: tuple[Group, ...]) -> tuple[dict[str, float], Weights]:
         """In the learner's thread."""
-        values = update(self._recipe, self._p.learner, groups, self._batch_progress)
-        weights = self._p.learner.weights()
+        values = update(self._recipe, self._p.roles, groups, self._batch_progress)
+        weights = self._p.roles.weights()
         self._p.events.updated(self.step + 1, weights)
         return values, weights
 
@@ -306,7 +306,7 @@ class Trainer:
             return
         before = self._before.as_dict() if self._before else None
         state = TrainerState(self.step, self._p.machine.state(), self._elapsed_s(), before)
-        saving = self._p.worker.run(self._p.checkpoints.save, state, self._p.learner.save)
+        saving = self._p.worker.run(self._p.checkpoints.save, state, self._p.roles.save)
         await within("writing a checkpoint", saving, self._recipe.training.step_deadline_s, self._state)
         self._saved_step = state.step
         self._p.events.saved(state.step)

@@ -114,15 +114,15 @@ def replay(directory: RunDirectory, *, first: int | None = None, last: int | Non
     if recipe.training.threads or timeline.threads:
         torch.set_num_threads(recipe.training.threads or timeline.threads)
     model = assembly.make_model(recipe, Tokenizer.load(directory.tokenizer))
-    learner = assembly.make_learner(recipe, model)
-    learner.load(checkpoint / "learner")
+    roles = assembly.make_roles(recipe, model)
+    roles.load(checkpoint / "learner")
     logged = timeline.steps[step].weights if step in timeline.steps else timeline.begins.get(step, "")
-    weights = digest(learner.weights())
+    weights = digest(roles.weights())
     yield Replayed(step, logged or weights, weights)
     for number in range(step + 1, end + 1):
         found = timeline.steps[number]
-        update(recipe, learner, _groups(found), found.progress)
-        yield Replayed(number, found.weights, digest(learner.weights()))
+        update(recipe, roles, _groups(found), found.progress)
+        yield Replayed(number, found.weights, digest(roles.weights()))
 
 
 def _start(store: CheckpointStore, timeline: Timeline, first: int | None, end: int) -> tuple[Path, int]:

@@ -118,10 +118,10 @@ async def train(
         else:
             tokenizer = Tokenizer.load(directory.tokenizer)
             model = assembly.make_model(recipe, tokenizer)
-        learner = assembly.make_learner(recipe, model)
+        roles = assembly.make_roles(recipe, model)
         if latest is not None:
-            learner.load(latest / "learner")
-        engine = assembly.make_engine(recipe, model.config, learner.weights(), tokenizer)
+            roles.load(latest / "learner")
+        engine = assembly.make_engine(recipe, model.config, roles.weights(), tokenizer)
         prompter = assembly.make_prompter(recipe, tokenizer)
         await within("starting the engine", engine.start(), recipe.training.step_deadline_s, lambda: "")
         identity, events = directory.identity(), directory.events(recipe)
@@ -129,7 +129,7 @@ async def train(
             parts = Parts(
                 recipe=recipe,
                 engine=engine,
-                learner=learner,
+                roles=roles,
                 player=assembly.make_player(recipe, sessions, engine, prompter),
                 machine=assembly.make_machine(recipe, tasks, identity.id_prefix),
                 slots=slots,
