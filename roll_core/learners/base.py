@@ -39,11 +39,26 @@ class Learner(Protocol):
     def load(self, directory: Path) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What critics say of a batch; no gradient."""
+
+    values_MBT: Tensor
+    """Value of the state before each response token was sampled, 0 outside the mask."""
+    final_MB: Tensor
+    """Value of the state after each row's last response token: what a truncated episode bootstraps from, by
+    :func:`roll_core.algorithms.critics.with_bootstrap`."""
+
+
 class Critics(Protocol):
     """M value functions over one batch (AsyPPO, arXiv 2510.01656); M = 1 is an ordinary critic."""
 
     def values(self, batch: TrainBatch) -> Tensor:
         """V_MBT of the present critics, 0 outside the mask; no gradient."""
+        ...
+
+    def estimate(self, batch: TrainBatch) -> Estimate:
+        """:meth:`values`, and the values in which the rows end, of the same pass."""
         ...
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
