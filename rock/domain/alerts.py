@@ -104,7 +104,7 @@ class AlertBook:
 
     def observe(self, values: Mapping[str, float], now_s: float) -> list[Change]:
         """One sample of each metric in ``values``; metrics without a rule are ignored."""
-        changes = []
+        changes: list[Change] = []
         for rule in self.rules:
             if rule.metric in values:
                 changes += self._sample(rule, float(values[rule.metric]), now_s)
@@ -112,7 +112,7 @@ class AlertBook:
 
     def tick(self, now_s: float) -> list[Change]:
         """Whatever time alone decides: silence."""
-        changes = []
+        changes: list[Change] = []
         for rule in self.rules:
             state = self._states[rule.name]
             if rule.kind == "silent" and now_s - state.heard_at_s > rule.threshold:
