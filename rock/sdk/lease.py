@@ -349,6 +349,8 @@ class HeldLease:
             except _GONE as error:
                 if self._lease is None:
                     raise LeaseExpired("The session was closed during the call.") from error
+                if self._lease is not lease:
+                    raise  # it is about a sandbox whose place another one has taken
                 if self.lost is not None:
                     raise again(self.lost) from error
                 if guest is not None and guest.closed and not last_try:
@@ -385,9 +387,11 @@ class HeldLease:
             if self._guest is not None and not self._guest.closed:
                 return self._guest
             guest = await _reach(lease)
-            if self._lease is not lease:
+            if self._lease is not lease or self.lost is not None:
                 await guest.close()
-                raise LeaseExpired("The session was closed while it connected.")
+                if self._lease is None:
+                    raise LeaseExpired("The session was closed while it connected.")
+                raise SandboxLost(f"sandbox {lease.sandbox_id} was lost while it was connected to")
             self._guest = guest
             if self.recovers:
                 if self._follower is not None:
@@ -401,10 +405,12 @@ class HeldLease:
         if self._guest is not guest or self.lost is not None:
             return
         self._follower = None  # so that connecting anew does not cancel this very task
+        lease = self._lease
         try:
             await self._connect()
         except RockError as error:
-            if self._lease is not None:
+            # While it tried, the lease may have gone on to another sandbox, which is none the worse for it.
+            if lease is not None and self._lease is lease:
                 self.lose(error)
 
 
