@@ -82,6 +82,7 @@ class Detector:
             self._attention.tick(now)
             pressure = self._host.pressure
             self._strain.note(now, cpu=pressure.cpu, memory=pressure.memory, lag_s=self._attention.lag_s)
+            self.paces.crowd.note(now, self._host.crowd)
             for record in list(self._fleet.records.values()):
                 if record.state in HELD and not record.examined and record.client is not None:
                     self._attend(record, record.health)
@@ -124,7 +125,7 @@ class Detector:
             health.env_deaths = pong.env_deaths
             self._fleet.emit("sandbox.env_died", record.id, pong.env_cause.partition("\n")[0], _run_of(record))
         if pong.steps is not None and (new := health.new_steps(pong.steps)):
-            self.paces.note(record, new)
+            self.paces.note(record, new, asyncio.get_running_loop().time())
         if pong.env == "dead":
             await self.fail(record, "env_dead", pong.env_cause or "its environment's process has ended for good")
 

@@ -11,6 +11,7 @@ import psutil
 from rock.wire.models import Pressure
 
 SAMPLE_EVERY_S = 2.0
+LOADAVG = Path("/proc/loadavg")
 # The kernel counts in ticks of 10 ms: over a shorter time a share of busy ticks is noise, 0 % or 100 %.
 _SHORTEST_S = 0.5
 
@@ -37,10 +38,13 @@ class HostMeter:
     def __init__(self, run_dir: Path) -> None:
         self.cpu = CpuMeter()
         self.pressure = Pressure()
+        self.crowd = 0.0
+        """Processes that want a processor, per processor: now, or within the last minute if that is more."""
         self._run_dir = run_dir
 
     async def sample(self) -> None:
         self.cpu.sample()
+        self.crowd = max(os.getloadavg()[0], _runnable()) / (psutil.cpu_count() or 1)
         memory = psutil.virtual_memory()
         self.pressure = Pressure(
             cpu=round(self.cpu.percent / 100, 3),
@@ -48,6 +52,15 @@ class HostMeter:
             load_per_cpu=round(os.getloadavg()[0] / (psutil.cpu_count() or 1), 2),
             disk=await asyncio.to_thread(_disk_share, self._run_dir),  # a file system may be slow to answer
         )
+
+
+def _runnable() -> int:
+    """Who runs or wants to at this moment, besides us; 0 where the kernel does not say."""
+    try:
+        running = LOADAVG.read_text().split()[3].partition("/")[0]
+    except (OSError, IndexError):
+        return 0
+    return max(0, int(running) - 1)
 
 
 def _disk_share(path: Path) -> float:

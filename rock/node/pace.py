@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from rock.domain.sandbox import SandboxState
-from rock.domain.slowness import Latencies, Pace, SlowPolicy, may_replace, slow
+from rock.domain.slowness import Crowd, Latencies, Pace, SlowPolicy, may_replace, slow
 from rock.node.record import Record
 
 # Steps after which a pool's past is a measure, and after how many it begins to fade.
@@ -18,11 +18,12 @@ _HELD = frozenset({SandboxState.LEASED, SandboxState.SUSPECT})
 class Paces:
     def __init__(self, policy: SlowPolicy) -> None:
         self.policy = policy
+        self.crowd = Crowd()
         self._past: dict[str, Latencies] = {}
         self._replaced_at: deque[float] = deque(maxlen=1000)
 
-    def note(self, record: Record, counts: dict[float, int]) -> None:
-        record.health.window.add(counts)
+    def note(self, record: Record, counts: dict[float, int], now: float) -> None:
+        record.health.window.add(counts, self.crowd.peak(now))
         past = self._past.setdefault(record.digest, Latencies())
         past.add(counts)
         if len(past) > _FADE_AT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import secrets
 import time
@@ -19,6 +20,7 @@ import psutil
 from memory_guest import GuestLoop, MemoryServer
 from virtual_loop import VirtualLoop
 
+import rock.node.load
 import rock.runtimes.fake
 
 _MEMORY = SimpleNamespace(total=16 << 30, available=12 << 30, used=4 << 30, percent=25.0)
@@ -72,6 +74,8 @@ def isolated(loop: VirtualLoop, seed: int, http: Callable[..., Any]) -> Iterator
             (secrets, "token_urlsafe", token),
             (psutil, "virtual_memory", lambda: _MEMORY),
             (psutil, "cpu_times", lambda: _CPU),
+            (os, "getloadavg", lambda: (0.0, 0.0, 0.0)),
+            (rock.node.load, "_runnable", lambda: 0),
             (aiosqlite.core, "SimpleQueue", _Inline),
             (aiosqlite.core, "Thread", _NoThread),
             (rock.runtimes.fake, "Loop", GuestLoop),

@@ -7,14 +7,14 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rock.domain.slowness import Latencies, Pace, SlowPolicy, Window, may_replace, slow
+from rock.domain.slowness import Crowd, Latencies, Pace, SlowPolicy, Window, may_replace, slow
 
 POLICY = SlowPolicy()
 latency = st.floats(1e-6, 100.0, allow_nan=False)
 counts = st.dictionaries(latency, st.integers(1, 20), max_size=6)
 paces = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=4),
-    st.builds(Pace, st.sampled_from(["x", "y"]), st.integers(0, 50), latency),
+    st.builds(Pace, st.sampled_from(["x", "y"]), st.integers(0, 50), latency, st.floats(0, 50)),
     max_size=12,
 )
 
@@ -39,6 +39,49 @@ def test_microseconds_are_noise() -> None:
     assert slow(fleet(a=1e-5, b=1e-5, c=1e-5, d=1e-3), {}, POLICY) == {}
 
 
+def test_on_a_quiet_machine_ten_times_a_few_milliseconds_is_slow_and_in_a_crowd_it_is_not() -> None:
+    assert list(slow(fleet(a=0.003, b=0.004, c=0.003, d=0.04), {}, POLICY)) == ["d"]
+    crowded = {id_: Pace(p.kind, p.steps, p.p50_s, 12.5) for id_, p in fleet(a=1e-3, b=1e-3, c=1e-3, d=0.065).items()}
+    assert slow(crowded, {}, POLICY) == {}
+
+
+@given(st.floats(1e-4, 1.0), st.floats(0, 50), st.floats(1, 9.99), st.booleans())
+def test_who_only_waits_for_its_turn_is_not_slow(normal_s: float, crowd: float, noise: float, alone: bool) -> None:
+    """A fair share of the processors, against peers who have theirs or against a past that was quiet; or, for a short
+    step, a turn of everybody else before its own."""
+    shared_s = normal_s * max(1.0, crowd) * noise
+    peers = {} if alone else {name: Pace("x", 20, normal_s * max(1.0, crowd), crowd) for name in "bc"}
+    assert slow(peers | {"a": Pace("x", 20, shared_s, crowd)}, {"x": normal_s}, POLICY) == {}
+    waited_s = min(normal_s, POLICY.quiet_floor_s / 2) + 0.006 * crowd
+    assert slow(peers | {"a": Pace("x", 20, waited_s, crowd)}, {"x": normal_s}, POLICY) == {}
+
+
+@given(paces, st.dictionaries(st.sampled_from(["x", "y"]), latency), st.floats(0, 50))
+def test_a_larger_crowd_never_makes_anybody_slow(found: dict[str, Pace], past: dict[str, float], more: float) -> None:
+    crowded = {id_: Pace(p.kind, p.steps, p.p50_s, p.crowd + more) for id_, p in found.items()}
+    assert set(slow(crowded, past, POLICY)) <= set(slow(found, past, POLICY))
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 50)), min_size=1, max_size=20), st.floats(0, 30))
+def test_the_largest_crowd_of_late_counts(noted: list[tuple[float, float]], later_s: float) -> None:
+    crowd, now, sizes = Crowd(10.0), 0.0, []
+    for after_s, size in noted:
+        now += after_s
+        crowd.note(now, size)
+        sizes.append((now, size))
+    now += later_s
+    assert crowd.peak(now) == max([size for at, size in sizes if now - at <= 10.0], default=sizes[-1][1])
+
+
+def test_a_window_remembers_the_crowd_for_as_long_as_the_steps() -> None:
+    window = Window(10)
+    window.add({0.001: 5}, 8.0)
+    window.add({0.001: 5}, 1.0)
+    assert window.pace("x").crowd == 8.0
+    window.add({0.001: 5}, 1.0)
+    assert window.pace("x").crowd == 1.0
+
+
 @given(paces)
 def test_few_steps_accuse_nobody_and_are_no_measure(found: dict[str, Pace]) -> None:
     few = {id_: Pace(p.kind, min(p.steps, POLICY.min_steps - 1), p.p50_s) for id_, p in found.items()}
@@ -47,8 +90,8 @@ def test_few_steps_accuse_nobody_and_are_no_measure(found: dict[str, Pace]) -> N
 
 @given(paces, st.sampled_from([0.25, 0.5, 2.0, 8.0]))
 def test_a_fleet_that_slows_as_a_whole_has_the_same_outliers(found: dict[str, Pace], factor: float) -> None:
-    every = SlowPolicy(floor_s=0.0)
-    slower = {id_: Pace(p.kind, p.steps, p.p50_s * factor) for id_, p in found.items()}
+    every = SlowPolicy(quiet_floor_s=0.0, crowded_floor_s=0.0)
+    slower = {id_: Pace(p.kind, p.steps, p.p50_s * factor, p.crowd) for id_, p in found.items()}
     assert set(slow(slower, {}, every)) == set(slow(found, {}, every))
 
 

@@ -148,7 +148,7 @@ def test_one_that_is_far_slower_than_its_peers_is_suspect_and_then_replaced(worl
     async def main() -> None:
         async with world() as w:
             views = [await w.claim(TOY) for _ in range(3)]
-            await w.runtime.slow(views[0].id, 0.15)
+            await w.runtime.slow(views[0].id, 0.3)
 
             async def play(view: Any) -> None:
                 async with await GuestClient.connect_unix(w.node.endpoint(view.id).socket_path) as guest:
