@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roll_core.types import Generation
+
 
 class RollError(Exception):
     """Base. The text names the value, what was expected, and what to do."""
@@ -16,7 +21,12 @@ class CheckpointError(RollError):
 
 
 class EngineDead(RollError):
-    """The engine's worker ended; nothing more will come from it."""
+    """The engine's worker ended; nothing more will come from it.
+
+    ``partial``: what it had sampled of the request that raises this, where it can still tell; another can go on from it.
+    """
+
+    partial: Generation | None = None
 
 
 class NoProgress(RollError):

@@ -29,6 +29,9 @@ class SamplingParams:
     seed: int | None = None
     """Seed of this request's own random stream, so that what is sampled does not depend on which other requests
     happen to run beside it. None: the engine's common stream."""
+    sampled: int = 0
+    """Tokens of the answer that stand at the end of the prompt already, sampled elsewhere: the request's random stream
+    goes on after them, so that who moves draws what it would have drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,11 @@ class EngineStats:
     waiting: int
     slots: int
     busy_s: float
+    """Seconds of computing."""
+    load_s: float = 0.0
+    """Seconds of taking over new weights, in which nothing is generated."""
+    restarts: int = 0
+    """Engines that died and were replaced."""
 
 
 class Engine(Protocol):

@@ -8,8 +8,12 @@ here, where any engine that becomes free can take it. The candidates of one prom
 ``balance`` [ours]: when nothing waits, the longest-running request of the fullest engine moves to one that has emptied,
 with the tokens it has. In the tail of a batch a sequence's speed is set by its neighbours, and the longest decides.
 
+An engine that dies is replaced where a :class:`~roll_core.engines.renewal.Renewal` says how; what it ran goes on
+elsewhere, or there, with the tokens it had.
+
 Invariants: a request ends in one Generation or one error, wherever it was played; an engine that dies takes no request
-with it while another lives; weights have reached every living engine when :meth:`Router.load_weights` returns.
+with it while another lives or may still come; weights have reached every living engine when
+:meth:`Router.load_weights` returns, and a new one serves nothing before it has them.
 """
 
 from __future__ import annotations
@@ -22,8 +26,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from roll_core.engines.base import Engine, EngineStats, SamplingParams
+from roll_core.engines.renewal import Renewal
+from roll_core.engines.routed import Routed
 from roll_core.errors import EngineDead
-from roll_core.types import FinishReason, Generation, Weights
+from roll_core.types import Generation, Weights
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +37,8 @@ BALANCE_GAP = 2
 """Difference in running requests from which a move pays: it costs reading the prompt again."""
 
 
-@dataclass(slots=True)
-class _Request:
-    id: str
-    session: str
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    parts: list[Generation] = field(default_factory=list)
-    """What engines that it left behind had sampled of it."""
-    engine: int = -1
-    moves_to: int = -1
-    aborted: bool = False
-    turn: asyncio.Future[int] | None = None
-
-    @property
-    def name(self) -> str:
-        """An engine knows each visit as a request of its own."""
-        return f"{self.id}#{len(self.parts)}" if self.parts else self.id
+_COUNTERS = ("generated_tokens", "prefilled_tokens", "cached_tokens", "busy_s", "load_s", "restarts")
+_NOTHING = EngineStats(-1, 0, 0, 0, 0, 0, 0, 0.0)
 
 
 @dataclass(slots=True)
@@ -56,11 +47,15 @@ class _Place:
 
     engine: Engine
     slots: int = 1
-    requests: dict[str, _Request] = field(default_factory=dict)
+    requests: dict[str, Routed] = field(default_factory=dict)
     """Sent there and not back yet, oldest first."""
     foreign: int = 0
     """Requests of others, at the last look."""
     alive: bool = True
+    coming: asyncio.Task[None] | None = None
+    """The replacement of a dead one, while it starts."""
+    past: EngineStats = _NOTHING
+    """Counters of those that died here."""
 
     @property
     def load(self) -> int:
@@ -70,16 +65,32 @@ class _Place:
     def pressure(self) -> float:
         return self.load / self.slots
 
+    def stats(self) -> EngineStats:
+        """Counters of all that were here; the rest of the living one."""
+        if not self.alive:
+            return self.past
+        now = self.engine.stats()
+        return replace(now, **{name: getattr(now, name) + getattr(self.past, name) for name in _COUNTERS})
+
 
 class Router:
-    def __init__(self, engines: Sequence[Engine], *, replicate: bool = True, balance: bool = True) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        replicate: bool = True,
+        balance: bool = True,
+        renewal: Renewal | None = None,
+    ) -> None:
+        """``renewal``: how to replace an engine that died; None: the others go on without it."""
         if not engines:
             raise ValueError("a router needs at least one engine")
         self._places = [_Place(engine) for engine in engines]
+        self._renewal = renewal
         self._replicate = replicate
         self._balance = balance
-        self._queue: deque[_Request] = deque()
-        self._requests: dict[str, _Request] = {}
+        self._queue: deque[Routed] = deque()
+        self._requests: dict[str, Routed] = {}
         self._home: dict[str, int] = {}
         """Engine by session, or by prompt where candidates stay together."""
         self._by_pressure: list[tuple[float, int]] = []
@@ -93,18 +104,22 @@ class Router:
         self.look()
 
     async def close(self) -> None:
+        coming = [place.coming for place in self._places if place.coming is not None]
+        for task in coming:
+            task.cancel()
+        await asyncio.gather(*coming, return_exceptions=True)
         for place in self._places:
             await place.engine.close()
 
     async def generate(
         self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, *, session: str = ""
     ) -> Generation:
-        request = _Request(request_id, session, prompt_ids, params)
+        request = Routed(request_id, session, prompt_ids, params)
         self._requests[request_id] = request
         try:
             while (generation := await self._visit(request)) is None:
                 pass
-            return _joined([*request.parts, generation])
+            return request.joined(generation)
         finally:
             del self._requests[request_id]
 
@@ -124,28 +139,30 @@ class Router:
             self._places[home].engine.release(session)
 
     async def load_weights(self, weights: Weights) -> None:
-        async def load(place: _Place) -> None:
-            try:
-                await place.engine.load_weights(weights)
-            except EngineDead as error:
-                self._bury(place, error)
+        if self._renewal is not None:
+            self._renewal.weights = weights  # whoever starts now takes these
 
-        await asyncio.gather(*(load(place) for place in self._places if place.alive))
-        if not any(place.alive for place in self._places):
+        async def load(index: int) -> None:
+            engine = self._places[index].engine
+            try:
+                await engine.load_weights(weights)
+            except EngineDead as error:
+                self._bury(index, engine, error)
+
+        await asyncio.gather(*(load(i) for i, place in enumerate(self._places) if place.alive))
+        if not self._hope:
             raise EngineDead("every engine behind the router is dead")
 
     def stats(self) -> EngineStats:
-        all_stats = [place.engine.stats() for place in self._places if place.alive]
-        return EngineStats(
-            version=min((s.version for s in all_stats), default=-1),
-            generated_tokens=sum(s.generated_tokens for s in all_stats),
-            prefilled_tokens=sum(s.prefilled_tokens for s in all_stats),
-            cached_tokens=sum(s.cached_tokens for s in all_stats),
-            running=sum(s.running for s in all_stats),
-            waiting=sum(s.waiting for s in all_stats) + len(self._queue),
-            slots=sum(s.slots for s in all_stats),
-            busy_s=sum(s.busy_s for s in all_stats),
-        )
+        all_stats = self.members()
+        sums = {name: sum(getattr(s, name) for s in all_stats) for name in (*_COUNTERS, "running", "slots")}
+        waiting = sum(s.waiting for s in all_stats) + len(self._queue)
+        version = min((s.version for s in all_stats if s.version >= 0), default=-1)
+        return EngineStats(version=version, waiting=waiting, **sums)
+
+    def members(self) -> tuple[EngineStats, ...]:
+        """Each engine by itself; of one that is dead the counters, version −1 and no slots."""
+        return tuple(place.stats() for place in self._places)
 
     def look(self) -> None:
         """Measure the engines: their slots, and what they run for others than this router."""
@@ -158,23 +175,23 @@ class Router:
 
     # --- a request's way ---------------------------------------------------------------------------------------------
 
-    async def _visit(self, request: _Request) -> Generation | None:
+    async def _visit(self, request: Routed) -> Generation | None:
         """Play the request on one engine; None if it left that engine for another."""
         index = await self._turn(request)
         if index < 0:
             return Generation((), (), (), "abort")
-        place = self._places[index]
+        engine = self._places[index].engine
         request.engine, request.moves_to = index, -1
         if request.session:
             self._home[request.session] = index
-        params, prompt = _rest(request)
+        params, prompt = request.rest()
         try:
-            generation = await place.engine.generate(request.name, prompt, params, session=request.session)
+            generation = await engine.generate(request.name, prompt, params, session=request.session)
         except EngineDead as error:
-            self._bury(place, error)
-            if not any(p.alive for p in self._places):
+            self._bury(index, engine, error)
+            if not self._hope:
                 raise
-            return None
+            return request.keep(error.partial)
         finally:
             self._left(request, index)
         if generation.finish_reason == "abort" and request.moves_to >= 0 and not request.aborted:
@@ -182,26 +199,29 @@ class Router:
             return None
         return generation
 
-    async def _turn(self, request: _Request) -> int:
+    async def _turn(self, request: Routed) -> int:
         """Wait for an engine with room; -1 when the request was aborted meanwhile."""
         if request.aborted:
             return -1
         index = self._choose(request)
         if index is None:
+            if not self._hope:
+                raise EngineDead("every engine behind the router is dead")
             request.turn = asyncio.get_running_loop().create_future()
             self._queue.append(request)
             try:
                 return await request.turn  # whoever set it has booked the place
             except asyncio.CancelledError:
-                if request.turn.done() and not request.turn.cancelled() and request.turn.result() >= 0:
-                    self._left(request, request.turn.result())
+                turn = request.turn
+                if turn.done() and not turn.cancelled() and not turn.exception() and turn.result() >= 0:
+                    self._left(request, turn.result())
                 raise
             finally:
                 request.turn = None
         self._book(request, index)
         return index
 
-    def _choose(self, request: _Request) -> int | None:
+    def _choose(self, request: Routed) -> int | None:
         if request.moves_to >= 0 and self._places[request.moves_to].alive:
             return request.moves_to
         if not self._replicate:
@@ -214,12 +234,14 @@ class Router:
         best = self._least_loaded()
         return best if best is not None and self._has_room(self._places[best]) else None
 
-    def _pinned(self, request: _Request) -> int:
+    def _pinned(self, request: Routed) -> int | None:
         """The engine of this prompt, room or not: where its candidates share one prefix cache."""
         key = request.session if request.session in self._home else f"prompt {hash(tuple(request.prompt_ids))}"
         home = self._home.get(key)
         if home is None or not self._places[home].alive:
             living = [i for i, p in enumerate(self._places) if p.alive]
+            if not living:
+                return None
             home = self._home[key] = min(living, key=lambda i: (self._places[i].pressure, i))
         return home
 
@@ -236,11 +258,11 @@ class Router:
             heapq.heappop(heap)
         return None
 
-    def _book(self, request: _Request, index: int) -> None:
+    def _book(self, request: Routed, index: int) -> None:
         self._places[index].requests[request.id] = request
         self._note(index)
 
-    def _left(self, request: _Request, index: int) -> None:
+    def _left(self, request: Routed, index: int) -> None:
         request.engine = -1
         place = self._places[index]
         if place.requests.pop(request.id, None) is None:
@@ -270,10 +292,52 @@ class Router:
             # Ends the visit; what it has sampled comes back with it. A task of its own: the engine may take a moment.
             asyncio.get_running_loop().create_task(fullest.engine.abort(request.name))
 
-    def _bury(self, place: _Place, error: EngineDead) -> None:
-        if place.alive:
-            place.alive = False
-            log.warning("an engine died, its requests start again on the others: %s", error)
+    # --- death and replacement ---------------------------------------------------------------------------------------
+
+    @property
+    def _hope(self) -> bool:
+        return any(place.alive or place.coming is not None for place in self._places)
+
+    def _bury(self, index: int, engine: Engine, error: EngineDead) -> None:
+        """Called by everyone who hears of the death; the first one counts."""
+        place = self._places[index]
+        if not place.alive or place.engine is not engine:
+            return
+        place.past = replace(place.stats(), version=-1, running=0, waiting=0, slots=0)
+        place.alive, place.foreign = False, 0
+        log.warning("engine %d died, its requests go on elsewhere: %s", index, error)
+        self._renew(index, error)
+
+    def _renew(self, index: int, error: EngineDead) -> None:
+        place, loop = self._places[index], asyncio.get_running_loop()
+        if self._renewal is not None and self._renewal.allowed(loop.time()):
+            place.coming = loop.create_task(self._replace(index, self._renewal), name=f"replace engine {index}")
+        else:
+            place.coming = None
+            self._despair(error)
+
+    async def _replace(self, index: int, renewal: Renewal) -> None:
+        place = self._places[index]
+        try:
+            place.engine = await renewal.replace(index, place.engine)
+        except EngineDead as error:
+            self._renew(index, error)
+            return
+        place.past = replace(place.past, restarts=place.past.restarts + 1)
+        place.alive, place.coming = True, None
+        self._home = {session: home for session, home in self._home.items() if home != index}  # its cache is gone
+        log.warning("engine %d was replaced", index)
+        self.look()
+        self._serve(index)
+
+    def _despair(self, error: EngineDead) -> None:
+        """Nobody will ever serve those who wait: tell them."""
+        if self._hope:
+            return
+        while self._queue:
+            request = self._queue.popleft()
+            if request.turn is not None and not request.turn.done():
+                request.turn.set_exception(EngineDead(f"every engine is dead, the last one of: {error}"))
 
     def _note(self, index: int) -> None:
         heapq.heappush(self._by_pressure, (self._places[index].pressure, index))
@@ -283,22 +347,3 @@ class Router:
     def _reheap(self) -> None:
         self._by_pressure = [(place.pressure, i) for i, place in enumerate(self._places) if place.alive]
         heapq.heapify(self._by_pressure)
-
-
-def _rest(request: _Request) -> tuple[SamplingParams, Sequence[int]]:
-    """What is left to sample, and from what, after the parts that other engines have sampled."""
-    if not request.parts:
-        return request.params, request.prompt_ids
-    sampled = [i for part in request.parts for i in part.token_ids]
-    params = replace(request.params, max_tokens=request.params.max_tokens - len(sampled))
-    return params, [*request.prompt_ids, *sampled]
-
-
-def _joined(parts: Sequence[Generation]) -> Generation:
-    if len(parts) == 1:
-        return parts[0]
-    reason: FinishReason = parts[-1].finish_reason
-    ids, logprobs, versions = parts[0].token_ids, parts[0].logprobs, parts[0].versions
-    for part in parts[1:]:
-        ids, logprobs, versions = ids + part.token_ids, logprobs + part.logprobs, versions + part.versions
-    return Generation(ids, logprobs, versions, reason)

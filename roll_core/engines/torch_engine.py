@@ -62,8 +62,9 @@ class _Request:
     versions: list[int] = field(default_factory=list)
 
     def generation(self, reason: FinishReason) -> Generation:
-        sampled = tuple(self.ids[self.prompt_size :])
-        return Generation(sampled, tuple(self.logprobs), tuple(self.versions), reason)
+        count = len(self.versions)  # appended last: a worker that died between the lists leaves no torn token
+        sampled = tuple(self.ids[self.prompt_size : self.prompt_size + count])
+        return Generation(sampled, tuple(self.logprobs[:count]), tuple(self.versions), reason)
 
 
 def _settle(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], outcome: T | BaseException) -> None:
@@ -125,7 +126,7 @@ class TorchEngine:
         self._closing = False
         self._death: BaseException | None = None
         self._generated = self._prefilled = self._cached = 0
-        self._busy_s = 0.0
+        self._busy_s = self._load_s = 0.0
 
     # -- the asynchronous side -------------------------------------------------------------------------------------
 
@@ -185,6 +186,7 @@ class TorchEngine:
             waiting=len(self._waiting),
             slots=self._slots.count,
             busy_s=self._busy_s,
+            load_s=self._load_s,
         )
 
     def _make_request(
@@ -273,6 +275,7 @@ class TorchEngine:
         for request in (*self._running, *self._waiting):
             error = self._dead()
             error.__cause__ = cause
+            error.partial = request.generation("abort")
             _settle(request.loop, request.future, error)
         self._running.clear()
         self._waiting.clear()
@@ -313,7 +316,7 @@ class TorchEngine:
             logits_RV,
             [r.params.temperature for r in rows],
             [r.params.top_p for r in rows],
-            uniforms([r.seed for r in rows], [len(r.logprobs) for r in rows]),
+            uniforms([r.seed for r in rows], [r.params.sampled + len(r.logprobs) for r in rows]),
         )
         if not bool(torch.isfinite(logprob_R).all()):
             raise FloatingPointError(f"the policy of version {self._version} gives logits that are not finite")
@@ -372,11 +375,14 @@ class TorchEngine:
         if self._death is not None:
             _settle(loop, done, self._dead())
             return
+        begin = time.perf_counter()
         try:
             self._decoder.load(weights.tensors)
         except ValueError as error:
             _settle(loop, done, error)
             return
+        finally:
+            self._load_s += time.perf_counter() - begin
         self._version = weights.version
         self._slots.invalidate()
         for request in self._running:
