@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from roll_core.config.algorithm import Algorithm, Critic, Rhythm
+from roll_core.config.algorithm import Algorithm, Critic, Rhythm, contradiction
 from roll_core.config.section import Natural, Positive, Seconds, Section, Share
+from roll_core.config.watching import Loggers
 
 
 class Env(Section):
@@ -118,14 +119,34 @@ class Engine(Section):
 
     kind: Literal["torch"] = "torch"
     """`torch`: embedded, continuous batching, on the CPU or one GPU."""
-    device: str = "cpu"
-    """`cpu`, `cuda`, `cuda:1`…"""
+    count: Positive = 1
+    """Engines, each with its own weights, cache and thread. The episodes of a group are spread over all of them."""
+    restarts: Natural = 3
+    """Engines that die are replaced, with the newest weights, and their requests go on with the tokens they have; so
+    many times in ten minutes, all engines together. One death more, with none left, ends the run."""
+    device: str | tuple[str, ...] = "cpu"
+    """`cpu`, `cuda`, `cuda:1`… With several engines: `cuda:{i}` puts each on its own, from `cuda:0` on; or a list."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of sampling. On CPUs `float32` is the faster one."""
     slots: Positive = 16
     """Sequences whose KV cache is held at once. Fewer than `rollout.concurrency` costs recomputation."""
     prefill_tokens: Positive = 512
     """Prompt tokens read per pass, beside the sequences that decode."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The device of each engine."""
+        if isinstance(self.device, str):
+            return tuple(self.device.replace("{i}", str(i)) for i in range(self.count))
+        return self.device
+
+    @model_validator(mode="after")
+    def _a_device_each(self) -> Self:
+        if len(self.devices) != self.count:
+            raise ValueError(
+                f"engine.device lists {len(self.devices)} devices for engine.count={self.count} engines: name one each"
+            )
+        return self
 
 
 class Learner(Section):
@@ -181,6 +202,11 @@ class Rollout(Section):
     """Redundant members of each group; the first `group_size` to finish count, the others are cancelled."""
     extra_groups: Natural = 0
     """Redundant groups of each batch; only with `order: finished`."""
+    auto: bool = False
+    """Tune the run while it goes on, from what it measures: `alpha` (the recipe's is the most it may be; where nothing
+    is gained by running ahead it becomes 0 and the learner gets all threads), `extra_members`, `extra_groups` (with
+    `order: finished`), and `concurrency` as `adaptive_concurrency` does. Each change is logged with its reason. The
+    share of workers that train is only recommended. Without `auto`, all of it is."""
     max_voids_per_group: Positive = 32
     """Lost episodes of one group after which its task is given up."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -305,6 +331,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     training: Training = Training()
     checkpoint: Checkpoint = Checkpoint()
+    loggers: Loggers = Loggers()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -324,6 +351,7 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.extra_groups needs rollout.order 'finished': in the order of opening all are kept"
             )
-        if self.rollout.group_size + self.rollout.extra_members < 2:
-            raise ValueError("rollout.group_size must be at least 2: advantages are relative to the group")
+        members = self.rollout.group_size
+        if (problem := contradiction(self.algorithm, self.critic, self.rhythm, group_size=members)) is not None:
+            raise ValueError(problem)
         return self

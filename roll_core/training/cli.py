@@ -129,6 +129,7 @@ class _Place:
 
 
 async def _run(plan: Plan) -> Summary:
+    from roll_core.training.loggers import make_loggers
     from roll_core.training.progress import Display
     from roll_core.training.reporting import FileReporter, Reporters
     from roll_core.training.run import RunDirectory, train
@@ -140,7 +141,9 @@ async def _run(plan: Plan) -> Summary:
         async with place(plan) as placed:
             directory.create(plan.recipe, placed.identity)
             reporter = Reporters(
-                FileReporter(plan.path, max_bytes=plan.recipe.checkpoint.records_mb << 20), *placed.reporters
+                FileReporter(plan.path, max_bytes=plan.recipe.checkpoint.records_mb << 20),
+                *placed.reporters,
+                *make_loggers(plan.recipe, plan.path, placed.identity.run_id),
             )
             with Display(plan.recipe.name, console=CONSOLE) as display:
                 ended = "interrupted"
