@@ -7,12 +7,16 @@ come out; the scheduler carries them out. Invariants, all property-tested:
 * every sample of a batch taken at version n was initiated by version ≥ n − α;
 * every dispatched episode is booked exactly once, and a void one never reaches a group;
 * with nothing in flight, either a batch can be taken or an episode can be started: there is always progress.
+
+``retune`` changes α and the redundancy while it runs. α of the settings stays the bound of every sample; a lower one
+only holds back what has not started, so nothing that was admitted becomes stale by it. N is then that of the most
+redundancy there has been.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rock.domain.outcome import LedgerState, Void, VoidCause
 from roll_core.rollout.admission import Admission
@@ -46,6 +50,15 @@ class MachineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What may change while the machine runs."""
+
+    alpha: float
+    extra_groups: int
+    extra_members: int
+
+
+@dataclass(frozen=True, slots=True)
 class SavedGroup:
     index: int
     id: str
@@ -65,6 +78,10 @@ class MachineState:
     ledger: LedgerSnapshot
     open_groups: tuple[SavedGroup, ...]
     buffered: tuple[SavedGroup, ...]
+    pace: Pace | None = None
+    """If it was retuned."""
+    most_samples: int = 0
+    """The largest N so far."""
 
     @property
     def kept(self) -> tuple[Trajectory, ...]:
@@ -76,6 +93,9 @@ class RolloutMachine:
     def __init__(self, settings: MachineSettings, tasks: TaskQueue, *, version: int = 0) -> None:
         self.settings = settings
         self.admission = Admission(settings.alpha, settings.batch_samples)
+        """The bound on everything."""
+        self._pace = self.admission
+        """What may start; within the bound."""
         self.tasks = tasks
         self.ledger = Ledger()
         self.engine_version = version
@@ -101,18 +121,43 @@ class RolloutMachine:
         last = self.settings.last_version
         if last is not None and self.next_version + ahead >= last:
             return None
-        if not self.admission.may_start(
-            held=self.held,
-            batches_ahead=ahead,
-            engine_version=self.engine_version,
-            next_version=self.next_version,
-        ):
+        if not self._may_start(ahead, opened=found is not None):
             return None
         group, place = found or (self._open_group(), 0)
         episode_id = self.new_id()
         self.groups.start(group, place, episode_id, self.engine_version)
         sampling_seed = random.Random(f"{self.settings.seed}/{group.index}/{place}").getrandbits(31)
         return EpisodeSpec(episode_id, group.id, group.task, group.seed, sampling_seed, self.engine_version)
+
+    def _may_start(self, ahead: int, *, opened: bool) -> bool:
+        # A group of the next batch is finished even when α was lowered below what is held: else nothing would ever end.
+        admission = self.admission if opened and ahead == 0 else self._pace
+        return self._pace.is_fresh(self.engine_version, self.next_version + ahead) and admission.may_start(
+            held=self.held,
+            batches_ahead=ahead,
+            engine_version=self.engine_version,
+            next_version=self.next_version,
+        )
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(self._pace.alpha, self.settings.extra_groups, self.settings.extra_members)
+
+    def retune(self, pace: Pace) -> None:
+        """From here on start episodes by ``pace``. Raises ValueError for an α above that of the settings."""
+        if pace.alpha > self.settings.alpha:
+            raise ValueError(f"alpha={pace.alpha} exceeds the run's bound of {self.settings.alpha}")
+        if pace.extra_groups and self.settings.order == "opened":
+            raise ValueError("extra groups need the order 'finished': in the order of opening all are kept")
+        self.settings = replace(self.settings, extra_groups=pace.extra_groups, extra_members=pace.extra_members)
+        self.groups.extra_members = pace.extra_members
+        self._pace = Admission(pace.alpha, self.settings.batch_samples)
+        self._raise_bound(self.settings.batch_samples)
+
+    def _raise_bound(self, samples: int) -> None:
+        """Never lowered: what it admitted may still be held."""
+        self.admission = Admission(self.settings.alpha, max(self.admission.batch_samples, samples))
+        self.buffer.max_samples = self.admission.capacity
 
     def _batches_ahead(self, index: int) -> int:
         groups_ahead = self.groups.before(index) + self.buffer.before(index)
@@ -237,7 +282,7 @@ class RolloutMachine:
         )
         return MachineState(
             self.next_version, self.tasks.position, self._next_group, self._next_episode,
-            self.ledger.snapshot(), open_groups, buffered,
+            self.ledger.snapshot(), open_groups, buffered, self.pace, self.admission.batch_samples,
         )  # fmt: skip
 
     def restore(self, state: MachineState) -> Effects:
@@ -245,6 +290,7 @@ class RolloutMachine:
         self.engine_version = self.next_version = state.version
         self.tasks.position = state.position
         self._next_group, self._next_episode = state.next_group, state.next_episode
+        self._raise_bound(state.most_samples)
         self.ledger = Ledger.restore(state.ledger)
         for saved in state.buffered:
             members = tuple(m for m in saved.members if m is not None)
