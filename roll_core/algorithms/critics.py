@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from roll_core.algorithms.advantages import gae
 from roll_core.algorithms.credit import Credit, CreditTransform, Evidence
 from roll_core.algorithms.masked import masked_mean
 
@@ -58,7 +57,8 @@ def with_bootstrap(
 
     A limit ended that episode, not the environment: the state it stopped in was still worth something (Pardo et al.,
     arXiv 1712.00378). A terminated row's end is worth nothing, whatever ``final_B`` says. With these rewards
-    :func:`~roll_core.algorithms.advantages.gae` and :func:`monte_carlo` need not know of truncation.
+    :func:`~roll_core.algorithms.advantages.gae` need not know of truncation. Its returns at λ = 1 with values of 0 are
+    the Monte-Carlo returns R.
     """
     if truncated_B is None or not bool(truncated_B.any()):
         return rewards_BT
@@ -68,11 +68,6 @@ def with_bootstrap(
     out_BT = rewards_BT.clone()
     out_BT[chosen_B, last_B[chosen_B]] += gamma * final_B.to(rewards_BT.dtype)[chosen_B]
     return out_BT
-
-
-def monte_carlo(rewards_BT: Tensor, mask_BT: Tensor, gamma: float = 1.0) -> Tensor:
-    """R_BT, the discounted sum of what was earned from this token on, γ once per response token; 0 outside the mask."""
-    return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma, 1.0)[1]
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,11 @@ class Tokenizer:
         added = self._plain.get_added_tokens_decoder()
         return {token.content: int(i) for i, token in added.items() if token.special}
 
+    def differing(self, other: Tokenizer) -> set[str]:
+        """Tokens that only one of the two knows, or that have another id there."""
+        mine, theirs = (t._plain.get_vocab(with_added_tokens=True) for t in (self, other))
+        return {token for token, _ in mine.items() ^ theirs.items()}
+
     def id_of(self, token: str) -> int:
         """Id of one token by its name, e.g. ``<|im_end|>``. Raises KeyError when there is none."""
         found = self._plain.token_to_id(token)
