@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 
 from roll_core.config import Recipe
 from roll_core.engines.base import Engine, SamplingParams
+from roll_core.engines.renewal import Renewal
+from roll_core.engines.router import Router
 from roll_core.engines.torch_engine import TorchEngine
 from roll_core.errors import RecipeError
-from roll_core.learners.base import Learner
+from roll_core.learners.base import Critics, Learner
 from roll_core.learners.config import LearnerConfig
+from roll_core.learners.critics import CriticLearner, CriticSettings, ValueModel
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ChatTemplate, ModelConfig, Tokenizer, load_hf, train_tokenizer
 from roll_core.rollout.episode import EpisodeLimits, Player
@@ -32,24 +36,29 @@ from roll_core.training.roles import Roles
 from roll_core.types import Weights
 
 _CLOSE_MARGIN_S = 30.0
+_CRITIC_SEEDS = 7919
+"""A prime, so that critics of neighbouring seeds do not begin alike."""
 
 
 def checkpoint_folder(recipe: Recipe) -> Path:
     """The directory of the recipe's checkpoint, fetched from the Hub if it is a name there."""
-    path = Path(recipe.model.path).expanduser()
+    return _folder(recipe.model.path, "model.path")
+
+
+def _folder(name: str, key: str) -> Path:
+    """The directory ``name``, or that of the Hub's checkpoint of this name. ``key``: where the recipe says so."""
+    path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if recipe.model.path.count("/") == 1 and not recipe.model.path.startswith(("/", ".", "~")):
+    if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            return Path(snapshot_download(recipe.model.path, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
         except (HfHubHTTPError, OSError) as error:
-            raise RecipeError(
-                f"model.path {recipe.model.path!r} is no directory, nor to be had from the Hub: {error}"
-            ) from error
-    raise RecipeError(f"model.path {recipe.model.path!r} is neither a directory nor a name on the Hub.")
+            raise RecipeError(f"{key} {name!r} is no directory, nor to be had from the Hub: {error}") from error
+    raise RecipeError(f"{key} {name!r} is neither a directory nor a name on the Hub.")
 
 
 def make_tokenizer(recipe: Recipe, demonstrations: Sequence[Demonstration]) -> Tokenizer:
@@ -115,9 +124,19 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
         clip_high=algorithm.clip_high,
         dual_clip=algorithm.dual_clip,
         cap=algorithm.cap,
+        length=algorithm.length,
+        weight_positive=algorithm.weight_positive,
+        weight_negative=algorithm.weight_negative,
+        tau=algorithm.tau,
         aggregation=algorithm.aggregation,
+        correction=algorithm.correction,
+        correction_cap=algorithm.correction_cap,
+        correction_veto=algorithm.correction_veto,
+        correction_band=algorithm.correction_band,
         entropy_coef=algorithm.entropy_coef,
         kl_coef=algorithm.kl_coef,
+        kl_estimator=algorithm.kl_estimator,
+        kl_in=algorithm.kl_in,
         temperature=recipe.rollout.temperature,
         seed=recipe.training.seed,
     )
@@ -129,10 +148,94 @@ def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
 
 def make_roles(recipe: Recipe, model: CausalLM) -> Roles:
     """Whoever takes part in a learner step. ``model`` is the policy, trained in place."""
-    return Roles(make_learner(recipe, model))
+    return Roles(make_learner(recipe, model), make_critics(recipe, model))
+
+
+def make_critics(recipe: Recipe, model: CausalLM) -> Critics | None:
+    """The recipe's critics; None where it has none. ``model`` is the policy as it is now; nothing is shared with it.
+
+    Heads, and new trunks, differ from critic to critic. Raises RecipeError when a checkpoint has another tokenizer.
+    """
+    critic, algorithm, seed = recipe.critic, recipe.algorithm, recipe.training.seed
+    if not critic.count:
+        return None
+    settings = CriticSettings(
+        partition=critic.partition,
+        lr=critic.lr,
+        weight_decay=critic.weight_decay,
+        max_grad_norm=critic.max_grad_norm,
+        epochs=critic.epochs,
+        updates_per_batch=critic.updates_per_batch,
+        value_clip=critic.value_clip,
+        targets=critic.targets,
+        bootstrap=critic.bootstrap,
+        gamma=algorithm.gamma,
+        lam=algorithm.lam,
+        level=algorithm.gae_level,
+        micro_batch_tokens=recipe.learner.micro_batch_tokens,
+        seed=seed,
+    )
+    seeds = [seed * _CRITIC_SEEDS + m for m in range(1, critic.count + 1)]
+    models = [ValueModel(_critic_trunk(recipe, model, one), seed=one) for one in seeds]
+    return CriticLearner(models, settings, device=critic.device or recipe.learner.device)
+
+
+def _critic_trunk(recipe: Recipe, model: CausalLM, seed: int) -> CausalLM:
+    critic = recipe.critic
+    if critic.source == "policy":
+        return copy.deepcopy(model)
+    if critic.source == "checkpoint":
+        folder = _folder(critic.path, "critic.path")
+        trunk = load_hf(folder, dtype=torch.float32)
+        _same_tokens(recipe, model, folder, trunk)
+        return trunk
+    config = ModelConfig(
+        vocab=model.config.vocab,
+        hidden=critic.hidden,
+        layers=critic.layers,
+        heads=critic.heads,
+        kv_heads=critic.kv_heads,
+        head_dim=critic.head_dim,
+        intermediate=critic.intermediate,
+        rope_theta=recipe.model.rope_theta,
+        max_context=recipe.model.max_context,
+    )
+    return CausalLM(config, seed=seed)
+
+
+def _same_tokens(recipe: Recipe, model: CausalLM, folder: Path, trunk: CausalLM) -> None:
+    """A critic reads the policy's token ids. Checkpoints of one family may pad their embeddings differently, so the
+    tokenizers are compared where there are two; else the embeddings must have the same size."""
+    if recipe.tokenizer.source == "checkpoint" and (folder / "tokenizer.json").is_file():
+        mine, theirs = Tokenizer.load(checkpoint_folder(recipe)), Tokenizer.load(folder)
+        differing = mine.differing(theirs)
+        if not differing and trunk.config.vocab >= mine.vocab_size:
+            return
+        found = f"gives other ids to {len(differing)} tokens, {sorted(differing)[:3]} among them"
+    elif trunk.config.vocab == model.config.vocab:
+        return
+    else:
+        found = f"has {trunk.config.vocab} token ids, the policy {model.config.vocab}"
+    raise RecipeError(
+        f"critic.path {recipe.critic.path!r} {found}: a critic reads the policy's tokens. Give a checkpoint with the "
+        "policy's tokenizer, or critic.source=policy or new."
+    )
 
 
 def make_engine(recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer: Tokenizer) -> Engine:
+    """All engines as one, which replaces those that die."""
+
+    def make(index: int, weights: Weights) -> Engine:
+        return make_one_engine(recipe, config, weights, tokenizer, index)
+
+    engines = [make(index, weights) for index in range(recipe.engine.count)]
+    return Router(engines, renewal=Renewal(make, weights, recipe.engine.restarts))
+
+
+def make_one_engine(
+    recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer: Tokenizer, index: int = 0
+) -> Engine:
+    """Number ``index`` of the recipe's engines."""
     engine = recipe.engine
     makers = {"torch": TorchEngine}
     return makers[engine.kind](
@@ -143,9 +246,9 @@ def make_engine(recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer
         max_context=recipe.model.max_context,
         prefill_tokens=engine.prefill_tokens,
         threads=recipe.training.threads or None,
-        device=engine.device,
+        device=engine.devices[index],
         dtype=getattr(torch, engine.dtype),
-        seed=recipe.training.seed,
+        seed=recipe.training.seed + index,
     )
 
 
