@@ -30,6 +30,7 @@ from rock.store.database import Database
 from rock.store.fleet import FleetStore
 from rock.store.keys import KeyStore
 from rock.store.nodes import NodeStore
+from rock.store.rhythms import RhythmStore
 from rock.store.runs import RunStore
 from rock.wire.handle import NodeHandle
 from rock.wire.models import (
@@ -77,7 +78,7 @@ class Control:
         self._catalog = catalog
         self._fleet_store = FleetStore(database)
         self.history = History(self._fleet_store, database.check)
-        self.runs = RunService(RunStore(database), self.history)
+        self.runs = RunService(RunStore(database), RhythmStore(database), self.history)
         self.keys = KeyRing(KeyStore(database))
         self.leases = LeaseService(
             self.nodes,

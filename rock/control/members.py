@@ -68,6 +68,8 @@ class Member:
     drained: bool = False
     beating: asyncio.Task[None] | None = None
     rejoining: asyncio.Task[None] | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while it is dead, and for good when it has left: nobody need wait for an answer of it."""
 
     async def keep(self, pool: Pool) -> None:
         """Tell it the size of a pool: none while it drains."""

@@ -20,7 +20,7 @@ from rock.control.asking import all_sandboxes, find_sandbox
 from rock.control.members import LagMeter, LeaseKeeper, Member, Pool
 from rock.control.placing import Claim, Placer
 from rock.domain.clock import Clock, MonotonicClock
-from rock.domain.errors import NotFound, PlatformUnavailable, RockError
+from rock.domain.errors import NotFound, RockError
 from rock.domain.nodes import TRANSITIONS, HeartbeatPolicy, NodeHealth, NodeStanding
 from rock.domain.outliers import OutlierBook, OutlierPolicy, slowness
 from rock.store.nodes import NodeStore, Word
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 # A handle has deadlines of its own; this is for one that has not.
 _LOOK_TIMEOUT_S = 2.0
-# A claim waits this long for a node that has just missed a heartbeat, or is just rejoining, when there is no other.
-_SETTLE_S = 3.0
 
 
 class NodeBook:
@@ -48,12 +46,11 @@ class NodeBook:
         self._clock = clock or MonotonicClock()
         self._policy = heartbeat or HeartbeatPolicy()
         self._outliers = OutlierBook(outliers)
-        self._placer = Placer(self._clock, rng, self._outliers)
         self._members: dict[str, Member] = {}
+        self._placer = Placer(self._members, self._clock, rng, self._outliers, self._look)
         self._pools: dict[str, Pool] = {}
         self._words: dict[str, Word] = {}
         self._lag = LagMeter(self._clock)
-        self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._keeper: LeaseKeeper | None = None
         self._store: NodeStore | None = None
@@ -150,7 +147,9 @@ class NodeBook:
             self._keeper.node_lost(name, why)
         self._outliers.forget(name)
         self._members.pop(name, None)
+        member.gone.set()
         self._emit(member, "node.left", why)
+        self._placer.changed.set()
 
     # --- looking at them
 
@@ -225,12 +224,15 @@ class NodeBook:
             log.error("node=%s went from %s to %s, which is no way there is", member.handle.name, before, after)
         member.standing = after
         self._emit(member, f"node.{after}", detail)
-        if after is NodeStanding.DEAD:
+        if after is not NodeStanding.DEAD:
+            member.gone.clear()
+        else:
+            member.gone.set()
             member.placed.clear()
             self._outliers.forget(member.handle.name)
             if self._keeper is not None:
                 self._keeper.node_lost(member.handle.name, detail)
-        self._changed.set()
+        self._placer.changed.set()
 
     def _emit(self, member: Member, kind: str, detail: str) -> None:
         name = member.handle.name
@@ -331,46 +333,12 @@ class NodeBook:
     # --- placing
 
     async def choose(self, spec: SandboxSpec, *, avoid: Collection[str] = ()) -> NodeHandle:
-        """The node for the next sandbox; ``avoid`` those that were tried in vain. Raises PlatformUnavailable.
-
-        When every node has just missed a heartbeat it waits a little: that is soon decided one way or the other.
-        """
-        deadline = asyncio.get_running_loop().time() + _SETTLE_S
-        while True:
-            self._changed.clear()
-            await self._first_looks()
-            chosen = self._placer.place(self._members, spec.digest, avoid)
-            if chosen is not None:
-                return chosen
-            if not any(m.standing is NodeStanding.SUSPECT for n, m in self._members.items() if n not in avoid):
-                raise self._placer.nobody(self._members)
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._changed.wait()
-            except TimeoutError:
-                raise self._placer.nobody(self._members) from None
+        """The node for the next sandbox; ``avoid`` those that were tried in vain. Raises PlatformUnavailable."""
+        return await self._placer.choose(spec, avoid)
 
     async def place(self, spec: SandboxSpec, claim: Claim, wait_s: float) -> tuple[NodeHandle, SandboxView]:
-        """Choose a node and claim there. One that breaks off meanwhile is no reason to give up while there are others.
-
-        Raises what ``claim`` raises, and PlatformUnavailable when no node is left.
-        """
-        deadline = asyncio.get_running_loop().time() + wait_s
-        failed: set[str] = set()
-        while True:
-            node = await self.choose(spec, avoid=failed)
-            try:
-                return node, await claim(node, max(0.0, deadline - asyncio.get_running_loop().time()))
-            except PlatformUnavailable as error:
-                failed.add(node.name)
-                if failed >= self._members.keys():
-                    raise
-                log.warning("node=%s broke off a claim, another is asked: %s", node.name, error)
-
-    async def _first_looks(self) -> None:
-        unseen = [m for m in self._members.values() if m.view is None and not m.health.must_rejoin]
-        if unseen:
-            await asyncio.gather(*(self._look(member) for member in unseen))
+        """Choose a node and claim there, or on another, until ``wait_s`` have passed. See :meth:`Placer.place`."""
+        return await self._placer.place(spec, claim, wait_s)
 
     # --- looking through them
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rock.control.history import History
+from rock.store.rhythms import RhythmStore
 from rock.store.runs import RunStore
 from rock.wire.models import (
     EpisodeFilter,
@@ -19,11 +20,13 @@ from rock.wire.models import (
     RunUpdate,
     RunView,
 )
+from rock.wire.rhythm import EpisodeRhythm, RhythmView
 
 
 class RunService:
-    def __init__(self, store: RunStore, history: History) -> None:
+    def __init__(self, store: RunStore, rhythms: RhythmStore, history: History) -> None:
         self._store = store
+        self._rhythms = rhythms
         self._history = history
 
     async def create(self, request: RunCreate) -> RunView:
@@ -76,6 +79,15 @@ class RunService:
     async def ledger(self, run_id: str) -> LedgerView:
         await self._store.run(run_id)
         return await self._store.ledger(run_id)
+
+    async def add_rhythms(self, run_id: str, rhythms: Sequence[EpisodeRhythm]) -> None:
+        await self._rhythms.add(run_id, rhythms)
+
+    async def rhythms(self, run_id: str) -> list[RhythmView]:
+        return await self._rhythms.views(run_id)
+
+    async def rhythm(self, run_id: str, episode_id: str) -> EpisodeRhythm:
+        return await self._rhythms.rhythm(run_id, episode_id)
 
     def _event(self, kind: str, run_id: str, detail: str) -> None:
         self._history.add_event(

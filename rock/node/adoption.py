@@ -23,6 +23,7 @@ from rock.domain.sizing import PoolLimits
 from rock.node import starting
 from rock.node.config import NodeConfig
 from rock.node.fleet import Fleet
+from rock.node.quarantine import QuarantineNote
 from rock.node.record import Grant, Record
 from rock.node.supervisor import Supervisor
 from rock.runtimes.base import Observed, Runtime
@@ -81,6 +82,7 @@ class Adoption:
         by_sandbox = {lease.sandbox_id: lease for lease in held}
         owned = await self.runtime.list_owned()
         pools = await asyncio.to_thread(PoolNotes(self.config.run_dir).read)
+        self.fleet.quarantine.restore(await asyncio.to_thread(QuarantineNote(self.config.run_dir).read))
         for spec, limits in pools.values():
             self.fleet.pool(spec).sizer.limits = limits
         leased = [(seen, by_sandbox[seen.sandbox_id]) for seen in owned if seen.sandbox_id in by_sandbox]

@@ -3,13 +3,20 @@
 A failure counts against the image when nobody else can have been the cause: it did not start though the runtime works,
 or it died by itself within seconds of being ready. What was killed from outside, or ran out of memory while somebody
 worked in it, says nothing about the image.
+
+What is refused is noted on disk beside the node's sockets: a node that is killed and started again goes on refusing it,
+from its first claim on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from rock.domain.clock import Clock
 from rock.domain.errors import ImageNotFound, InvalidRequest, Quarantined, RockError, RuntimeUnavailable, StorageError
@@ -26,6 +33,7 @@ _NOT_THE_IMAGE = (RuntimeUnavailable, StorageError, ImageNotFound, InvalidReques
 _KILLED = frozenset({137, 143})
 # Not: removed, paused, frozen (somebody did that to it), slow, disk (its user's doing).
 _BY_ITSELF = frozenset({"exited", "oom", "guest_lost", "env_dead", "probe"})
+_VIEWS = TypeAdapter(tuple[QuarantineView, ...])
 _USED = frozenset({SandboxState.LEASED, SandboxState.SUSPECT})
 
 
@@ -38,6 +46,8 @@ class ImageQuarantine:
         self._emit = emit
         self._book = Book(config.quarantine)
         self._names: dict[str, str] = {}
+        self.changed = asyncio.Event()
+        """Something was added or cleared since this was reset."""
 
     # --- evidence
 
@@ -59,6 +69,7 @@ class ImageQuarantine:
             return False
         self._names[record.digest] = name_of(record.spec)
         self._emit("quarantine.added", record.digest, f"{name_of(record.spec)}: {_reason(evidence)}")
+        self.changed.set()
         return True
 
     def succeeded(self, record: Record) -> None:
@@ -114,12 +125,13 @@ class ImageQuarantine:
             )
 
     def restore(self, views: Sequence[QuarantineView]) -> None:
-        """Those of before a restart."""
+        """Those of before a restart. What is known already stays as it is."""
         now, today = self._clock.now(), datetime.now(UTC)
         for view in views:
             age_s = max(0.0, (today - view.since).total_seconds())
             self._names[view.subject] = view.name
             self._book.put(view.subject, failures=view.failures, reason=view.reason, age_s=age_s, now=now)
+            self.changed.set()
 
     def clear(self, digest: str, why: str) -> bool:
         cleared = self._book.clear(digest)
@@ -132,7 +144,34 @@ class ImageQuarantine:
             self._cleared(digest, "nobody has asked for it for long")
 
     def _cleared(self, digest: str, why: str) -> None:
+        self.changed.set()
         self._emit("quarantine.cleared", digest, f"{self._names.pop(digest, digest)}: {why}")
+
+
+class QuarantineNote:
+    """What a node refuses, on disk in ``run_dir``. Blocking."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "quarantine.json"
+
+    def write(self, views: Sequence[QuarantineView]) -> None:
+        """A note that cannot be written is missed only after a crash."""
+        draft = self._path.with_suffix(".new")
+        try:
+            draft.write_bytes(_VIEWS.dump_json(tuple(views)))
+            draft.replace(self._path)
+        except OSError as error:
+            log.warning("what is in quarantine could not be noted in %s: %s", self._path, error.strerror)
+
+    def read(self) -> Sequence[QuarantineView]:
+        """What cannot be understood was written by another version and counts as nothing."""
+        try:
+            return _VIEWS.validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError) as error:
+            log.warning("the note of what is in quarantine %s is not understood: %s", self._path, error)
+            return ()
 
 
 def name_of(spec: SandboxSpec) -> str:

@@ -27,6 +27,7 @@ from rock.node.config import NodeConfig
 from rock.node.detector import HELD, Detector
 from rock.node.fleet import Fleet
 from rock.node.load import SAMPLE_EVERY_S, HostMeter
+from rock.node.quarantine import QuarantineNote
 from rock.node.record import Record
 from rock.runtimes.base import Runtime
 from rock.runtimes.shared import used_bytes
@@ -66,6 +67,7 @@ class Supervisor:
         self._spawn(self._every(SAMPLE_EVERY_S, self._measure))
         self._spawn(self._every(self._config.image_check_s, self._refresh_images))
         self._spawn(self._watch())
+        self._spawn(self._note_quarantine())
 
     async def _measure(self) -> None:
         await self.host.sample()
@@ -104,6 +106,13 @@ class Supervisor:
             except RockError as error:
                 log.warning("node=%s %s", self._config.name, error)
             await asyncio.sleep(interval_s)
+
+    async def _note_quarantine(self) -> None:
+        quarantine, note = self._fleet.quarantine, QuarantineNote(self._config.run_dir)
+        while True:
+            await quarantine.changed.wait()
+            quarantine.changed.clear()
+            await asyncio.to_thread(note.write, quarantine.views())
 
     # --- starting and removing
 

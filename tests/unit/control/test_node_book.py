@@ -13,11 +13,11 @@ import pytest
 
 from rock.control.nodes import NodeBook
 from rock.domain.clock import ManualClock
-from rock.domain.errors import NotFound, PlatformUnavailable
+from rock.domain.errors import CapacityExceeded, NotFound, PlatformUnavailable
 from rock.domain.nodes import NodeStanding
 from rock.domain.sandbox import SandboxState
 from rock.store.nodes import NodeStore, Word
-from rock.wire.models import Endpoint, EventView, NodeView, SandboxSpec
+from rock.wire.models import Endpoint, EventView, NodeView, SandboxSpec, SandboxView
 
 _S = NodeStanding
 SPEC = SandboxSpec(image="toy", env="toy", entry="toy:Env")
@@ -274,6 +274,75 @@ def test_a_claim_waits_a_moment_for_the_only_node_to_be_itself_again() -> None:
             s.nodes["b"].silent = False
             await s.pass_s(1)
             assert (await waiting).name == "b"
+
+    asyncio.run(main())
+
+
+async def given(name: str) -> SandboxView:
+    """What a claim on the node gives."""
+    now = datetime.now(UTC)
+    return SandboxView(
+        id="sb-1", node=name, runtime="fake", state=SandboxState.LEASED, spec=SPEC, created_at=now, changed_at=now
+    )
+
+
+def test_a_claim_on_a_node_that_dies_under_it_goes_to_another() -> None:
+    """The machine was cut off: no connection ends, the claim would wait for its whole time."""
+
+    async def main() -> None:
+        async with Stage("ab") as s:
+            asked: list[str] = []
+            first = asyncio.Event()
+
+            async def claim(node: FarNode, wait_s: float) -> SandboxView:
+                asked.append(node.name)
+                if len(asked) == 1:
+                    first.set()
+                    await asyncio.Event().wait()
+                return await given(node.name)
+
+            placing = asyncio.ensure_future(s.book.place(SPEC, claim, 60.0))
+            await first.wait()
+            s.nodes[asked[0]].silent = True
+            await s.pass_s(4)
+            node, _ = await placing
+            assert node.name != asked[0]
+            assert asked == [asked[0], node.name]
+
+    asyncio.run(main())
+
+
+def test_a_claim_that_the_only_node_breaks_off_is_made_again_until_its_time_is_up() -> None:
+    async def main() -> None:
+        async with Stage("a") as s:
+            asked = 0
+
+            async def claim(node: FarNode, wait_s: float) -> SandboxView:
+                nonlocal asked
+                asked += 1
+                if asked == 1:
+                    raise PlatformUnavailable("the connection to node a ended")
+                return await given(node.name)
+
+            assert (await s.book.place(SPEC, claim, 60.0))[1].id == "sb-1"
+            assert asked == 2
+            asked = 0
+            with pytest.raises(PlatformUnavailable, match="connection"):
+                await s.book.place(SPEC, claim, 0.0)
+            assert asked == 1
+
+    asyncio.run(main())
+
+
+def test_what_a_node_says_against_a_claim_is_the_answer() -> None:
+    async def main() -> None:
+        async with Stage("ab") as s:
+
+            async def claim(node: FarNode, wait_s: float) -> SandboxView:
+                raise CapacityExceeded("it is full")
+
+            with pytest.raises(CapacityExceeded):
+                await s.book.place(SPEC, claim, 60.0)
 
     asyncio.run(main())
 

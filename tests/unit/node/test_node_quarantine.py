@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +159,31 @@ def test_starts_that_fail_side_by_side_condemn_no_image(world: Make) -> None:
             assert w.runtime.starts >= 8
             assert all(isinstance(result, CapacityExceeded) for result in results)
             assert await w.node.quarantine() == []
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_killed_and_started_again_refuses_what_it_refused(world: Make, short_dir: Path) -> None:
+    note = short_dir / "run" / "quarantine.json"
+
+    async def main() -> None:
+        async with world(**QUICK) as w:
+            await condemn(w)
+            await w.until(note.exists)
+            left = note.read_bytes()
+        note.parent.mkdir()
+        note.write_bytes(left)  # a node that ends in order takes it along; one that is killed does not
+        async with world(**QUICK) as again:
+            starts = again.runtime.starts
+            with pytest.raises(Quarantined, match="exit code 7"):
+                await again.claim(BAD, wait_s=30)
+            assert again.runtime.starts == starts
+            assert await again.node.clear_quarantine(BAD.digest)
+            await again.until(lambda: note.read_bytes() == b"[]")
+        note.parent.mkdir()
+        note.write_bytes(b"nonsense")
+        async with world(**QUICK) as third:
+            assert (await third.claim(BAD)).spec == BAD
 
     asyncio.run(main())
 

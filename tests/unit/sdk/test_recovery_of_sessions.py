@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rock.runtimes.fake import ToyEnv
-from rock.sdk import lease as lease_module
 from rock.sdk import Diverged, EnvironmentError, EnvSession, InvalidAction, Rock, RockSync, SandboxLost  # noqa: A004
+from rock.sdk import lease as lease_module
 
 Serving = Callable[..., AbstractAsyncContextManager[Any]]
 Sabotage = Callable[[Any, EnvSession], Awaitable[None]]
@@ -329,28 +329,27 @@ def test_a_vain_connection_to_the_lost_sandbox_that_ends_late_is_no_loss_of_the_
     lease may have gone on to the other sandbox."""
 
     async def main() -> None:
-        async with serving() as served, served.client() as rock:
-            async with rock.env("toy", task="9", ttl_s=3.0) as env:
-                await env.reset()
-                await one_step(env, 1)
-                first, reach = env.lease, lease_module._reach
-                refused_late = asyncio.Event()
+        async with serving() as served, served.client() as rock, rock.env("toy", task="9", ttl_s=3.0) as env:
+            await env.reset()
+            await one_step(env, 1)
+            first, reach = env.lease, lease_module._reach
+            refused_late = asyncio.Event()
 
-                async def reach_late(lease: Any) -> Any:
-                    if lease.epoch == first.epoch:
-                        await until(lambda: env.lease.epoch > first.epoch)
-                        refused_late.set()
-                        raise SandboxLost("nobody listens there any more")
-                    return await reach(lease)
+            async def reach_late(lease: Any) -> Any:
+                if lease.epoch == first.epoch:
+                    await until(lambda: env.lease.epoch > first.epoch)
+                    refused_late.set()
+                    raise SandboxLost("nobody listens there any more")
+                return await reach(lease)
 
-                monkeypatch.setattr(lease_module, "_reach", reach_late)
-                await kill(served, env)
-                await until(lambda: env.recoveries)
-                assert refused_late.is_set()
-                await one_step(env, 2)
-                events = await rock.events()
-                told = "\n".join(f"{event.kind} {event.detail}" for event in reversed(events))
-                assert [event.kind for event in events].count("lease.recovering") == len(env.recoveries) == 1, told
+            monkeypatch.setattr(lease_module, "_reach", reach_late)
+            await kill(served, env)
+            await until(lambda: env.recoveries)
+            assert refused_late.is_set()
+            await one_step(env, 2)
+            events = await rock.events()
+            told = "\n".join(f"{event.kind} {event.detail}" for event in reversed(events))
+            assert [event.kind for event in events].count("lease.recovering") == len(env.recoveries) == 1, told
 
     asyncio.run(main())
 
