@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from roll_core.models.qwen import ModelConfig, parameter_shapes
+from roll_core.models.qwen import ModelConfig, parameter_shapes, rope_frequencies
 
 _CALL_COST = 2.0e4
 """What one more attention call costs, in cache elements that could be read meanwhile (10 µs at 0.5 ns each)."""
@@ -118,8 +118,7 @@ class Decoder:
         # Zeros, not empty: a masked score may be anything finite, but NaN times probability 0 is NaN.
         self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.layers)]
         self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.layers)]
-        frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
-        angle = torch.outer(torch.arange(max_context, dtype=torch.float32), frequency)
+        angle = torch.outer(torch.arange(max_context, dtype=torch.float32), rope_frequencies(c))
         self._rotation = torch.polar(torch.ones_like(angle), angle).unsqueeze(1).to(device)
         self._position_T = torch.arange(max_context, device=device)
         self._floor = (c.hidden * c.eps) ** 0.5

@@ -16,12 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from roll_core.errors import CheckpointError
-from roll_core.models.qwen import CausalLM, ModelConfig
+from roll_core.models.lora import plain_parameters
+from roll_core.models.qwen import CausalLM, ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
     from roll_core.models.tokenizer import Tokenizer
 
 _INDEX = "model.safetensors.index.json"
+_CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+SHARD_BYTES = 5 * 10**9
+"""Size from which a checkpoint is cut, as Hugging Face's own tools do."""
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -35,23 +39,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def load_hf_config(directory: Path) -> ModelConfig:
-    """Read ``config.json``; CheckpointError for anything but a dense Qwen3 or Qwen2 with plain rotary embedding."""
+    """Read ``config.json``; CheckpointError for anything but a dense Qwen3, Qwen2 or Llama whose rotary embedding is
+    plain or Llama 3's."""
     path = Path(directory) / "config.json"
     raw = _read_json(path)
     kind = raw.get("model_type")
-    if kind not in ("qwen3", "qwen2"):
-        raise CheckpointError(f"{path} says model_type={kind!r}; this network implements 'qwen3' and 'qwen2'.")
-    rope: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    refused = {
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "rope_type": rope_type != "default",
-        "use_sliding_window": bool(raw.get("use_sliding_window", False)),
-        "attention_bias": kind == "qwen3" and bool(raw.get("attention_bias", False)),
-    }
-    if any(refused.values()):
-        names = ", ".join(n for n, bad in refused.items() if bad)
-        raise CheckpointError(f"{path} sets {names} to something that this network does not implement.")
+    if kind not in _CLASSES:
+        known = ", ".join(repr(name) for name in _CLASSES)
+        raise CheckpointError(f"{path} says model_type={kind!r}; this network implements {known}.")
+    _refuse_unknown(path, kind, raw)
+    rope = _rope(raw)
     heads = int(raw["num_attention_heads"])
     return ModelConfig(
         vocab=int(raw["vocab_size"]),
@@ -67,7 +64,44 @@ def load_hf_config(directory: Path) -> ModelConfig:
         max_context=int(raw.get("max_position_embeddings", 32_768)),
         qk_norm=kind == "qwen3",
         qkv_bias=kind == "qwen2",
+        rope_scaling=_rope_scaling(path, rope),
     )
+
+
+def _rope(raw: dict[str, Any]) -> dict[str, Any]:
+    rope: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    return rope
+
+
+def _refuse_unknown(path: Path, kind: str, raw: dict[str, Any]) -> None:
+    rope = _rope(raw)
+    refused = {
+        "hidden_act": raw.get("hidden_act", "silu") != "silu",
+        "rope_type": rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"),
+        "use_sliding_window": bool(raw.get("use_sliding_window", False)),
+        "attention_bias": kind != "qwen2" and bool(raw.get("attention_bias", False)),
+        "mlp_bias": bool(raw.get("mlp_bias", False)),
+        "partial_rotary_factor": (rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1) != 1,
+    }
+    if any(refused.values()):
+        found = ", ".join(f"{n}={rope.get(n, raw.get(n))!r}" for n, bad in refused.items() if bad)
+        raise CheckpointError(f"{path} sets {found}, which this network does not implement.")
+
+
+def _rope_scaling(path: Path, rope: dict[str, Any]) -> RopeScaling | None:
+    if rope.get("rope_type", rope.get("type", "default")) == "default":
+        return None
+    try:
+        return RopeScaling(
+            factor=float(rope["factor"]),
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+            original_context=int(rope["original_max_position_embeddings"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} stretches the rotary embedding in a way that makes no sense: {error}."
+        ) from error
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -100,19 +134,34 @@ def load_tensors(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_hf(directory: Path | str, *, dtype: torch.dtype = torch.float32) -> CausalLM:
-    """Load a Qwen3 or Qwen2 checkpoint. Raises CheckpointError when it is missing, torn or of another kind."""
+    """Load a Qwen3, Qwen2 or Llama checkpoint. Raises CheckpointError when it is missing, torn or of another kind."""
     directory = Path(directory)
     model = CausalLM(load_hf_config(directory)).to(dtype)
     load_tensors(model, _read_tensors(directory))
     return model
 
 
-def _hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    if config.qk_norm == config.qkv_bias:
-        raise CheckpointError("only qk_norm without qkv_bias (Qwen3) or the reverse (Qwen2) has a Hugging Face name.")
-    kind, cls = ("qwen3", "Qwen3ForCausalLM") if config.qk_norm else ("qwen2", "Qwen2ForCausalLM")
-    return {
-        "architectures": [cls],
+def _kind(config: ModelConfig) -> str:
+    if config.qk_norm and config.qkv_bias:
+        raise CheckpointError("no Hugging Face model has both qk_norm (Qwen3) and qkv_bias (Qwen2).")
+    return "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+
+
+def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What ``config.json`` says, read alike by transformers 4 and 5 and by vLLM."""
+    kind = _kind(config)
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if config.rope_scaling is not None:
+        scaling = config.rope_scaling
+        rope = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    found = {
+        "architectures": [_CLASSES[kind]],
         "model_type": kind,
         "vocab_size": config.vocab,
         "hidden_size": config.hidden,
@@ -122,6 +171,7 @@ def _hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "intermediate_size": config.intermediate,
         "rope_theta": config.rope_theta,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "rms_norm_eps": config.eps,
         "tie_word_embeddings": config.tie,
         "max_position_embeddings": config.max_context,
@@ -129,18 +179,74 @@ def _hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "use_sliding_window": False,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+    if config.rope_scaling is not None:
+        found["rope_scaling"] = rope  # where transformers 4 looks for it
+    return found
 
 
-def save_hf(model: CausalLM, directory: Path | str, tokenizer: Tokenizer | None = None) -> None:
-    """Write a directory that ``transformers`` and vLLM load: config.json, model.safetensors, the tokenizer's files."""
+def save_hf(
+    model: CausalLM, directory: Path | str, tokenizer: Tokenizer | None = None, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write a directory that ``transformers`` and vLLM load: config.json, safetensors, the tokenizer's files."""
+    save_weights(model.config, plain_parameters(model), directory, tokenizer, shard_bytes=shard_bytes)
+
+
+def save_weights(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    directory: Path | str,
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """The same for tensors under Hugging Face's names. ``dtype``: convert to it; None: as they are. More than
+    ``shard_bytes`` is written as several files and an index."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.named_parameters()}
-    dtype = next(iter(tensors.values())).dtype
-    partial = directory / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(directory / "model.safetensors")
-    (directory / _INDEX).unlink(missing_ok=True)
-    (directory / "config.json").write_text(json.dumps(_hf_config(model.config, dtype), indent=2) + "\n")
+    dtype = dtype or next(iter(tensors.values())).dtype
+    content = hf_config(config, dtype)
+    shards = _shards({name: t.numel() * dtype.itemsize for name, t in tensors.items()}, shard_bytes)
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    weight_map: dict[str, str] = {}
+    for file, shard in zip(names, shards, strict=True):
+        part = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in shard}
+        partial = directory / f"{file}.partial"
+        save_file(part, partial, metadata={"format": "pt"})
+        partial.replace(directory / file)
+        weight_map |= dict.fromkeys(shard, file)
+    _write_index(directory, weight_map, sum(t.numel() * dtype.itemsize for t in tensors.values()))
+    for stale in directory.glob("model*.safetensors"):
+        if stale.name not in names:
+            stale.unlink()
+    _write_json(directory / "config.json", content)
     if tokenizer is not None:
         tokenizer.save(directory)
+
+
+def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut where the next one would exceed ``limit`` bytes; a larger tensor has a file of its own."""
+    shards: list[list[str]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not shards or filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _write_index(directory: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+    if len(set(weight_map.values())) == 1:
+        (directory / _INDEX).unlink(missing_ok=True)
+        return
+    _write_json(directory / _INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

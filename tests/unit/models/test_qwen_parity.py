@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from roll_core.engines.decoder import Decoder, Piece
 from roll_core.errors import CheckpointError
 from roll_core.models import CausalLM, ModelConfig, Tokenizer, load_hf, parameter_shapes, save_hf, train_tokenizer
-from roll_core.models.qwen import RMSNorm
+from roll_core.models.qwen import RMSNorm, RopeScaling
 
 torch.set_num_threads(1)
 
@@ -20,6 +21,10 @@ QWEN3 = ModelConfig(
     vocab=97, hidden=32, layers=3, heads=4, kv_heads=2, head_dim=16, intermediate=48, rope_theta=1e6, max_context=64
 )
 QWEN2 = replace(QWEN3, qk_norm=False, qkv_bias=True, head_dim=8, tie=False)
+LLAMA = replace(QWEN3, qk_norm=False, rope_theta=5e5, tie=False)
+# With a context of 8, the 40 positions below meet all three ranges: kept, stretched, and between.
+LLAMA3 = replace(LLAMA, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8), rope_theta=100.0)
+FAMILIES = [QWEN3, replace(QWEN3, tie=False), QWEN2, replace(QWEN2, tie=True), LLAMA, replace(LLAMA, tie=True), LLAMA3]
 
 
 def randomised(config: ModelConfig) -> CausalLM:
@@ -32,7 +37,7 @@ def randomised(config: ModelConfig) -> CausalLM:
     return model
 
 
-@pytest.mark.parametrize("config", [QWEN3, replace(QWEN3, tie=False), QWEN2, replace(QWEN2, tie=True)])
+@pytest.mark.parametrize("config", FAMILIES)
 def test_logits_equal_those_of_transformers(config: ModelConfig, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = randomised(config)
@@ -43,6 +48,42 @@ def test_logits_equal_those_of_transformers(config: ModelConfig, tmp_path: Path)
         logits, expected = model(tokens_BT), theirs(tokens_BT).logits
     assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
     assert (logits.log_softmax(-1) - expected.log_softmax(-1)).abs().max() < 1e-5 * max(1, expected.abs().max())
+    assert load_hf(tmp_path).config == config
+
+
+def test_the_engine_stretches_the_rotary_embedding_as_the_learner_does() -> None:
+    model, ids = randomised(LLAMA3), list(range(40))
+    decoder = Decoder(LLAMA3, slots=1, max_context=64, dtype=torch.float32)
+    decoder.load(dict(model.named_parameters()))
+    with torch.no_grad():
+        expected_V = model(torch.tensor([ids]))[0, -1]
+        logits_V = decoder.forward([Piece(0, 0, ids)], [0])[0]
+    assert (logits_V - expected_V).abs().max() < 1e-4 * expected_V.abs().max()
+
+
+def test_a_llama_written_by_transformers_loads_with_its_stretched_rotary_embedding(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=False,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 32.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8,
+        },
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    ours = load_hf(tmp_path)
+    assert ours.config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8)
+    tokens_BT = torch.randint(0, 97, (1, 50))
+    with torch.no_grad():
+        logits, expected = ours(tokens_BT), theirs(tokens_BT).logits
+    assert (logits - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
 
 
 def test_a_checkpoint_written_by_transformers_loads(tmp_path: Path) -> None:
@@ -62,31 +103,38 @@ def test_a_checkpoint_written_by_transformers_loads(tmp_path: Path) -> None:
         assert torch.allclose(ours(tokens_BT), theirs(tokens_BT).logits, atol=1e-5)
 
 
-def test_a_sharded_checkpoint_loads_and_round_trips_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard_bytes", [1, 10_000, 10**9])
+def test_a_checkpoint_in_shards_round_trips_exactly(tmp_path: Path, shard_bytes: int) -> None:
+    transformers = pytest.importorskip("transformers")
     model = randomised(QWEN3)
-    save_hf(model, tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()
-    names = sorted(tensors)
-    weight_map = {}
-    for shard, part in enumerate((names[::2], names[1::2])):
-        file = f"model-{shard}.safetensors"
-        save_file({n: tensors[n] for n in part}, tmp_path / file)
-        weight_map.update(dict.fromkeys(part, file))
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    save_hf(CausalLM(QWEN3), tmp_path, shard_bytes=4_000)  # what an earlier one left behind must not be read
+    save_hf(model, tmp_path, shard_bytes=shard_bytes)
+    files = {path.name for path in tmp_path.glob("*.safetensors")}
+    index = tmp_path / "model.safetensors.index.json"
+    assert index.exists() == (len(files) > 1) == (shard_bytes < 10**9)
+    if index.exists():
+        assert set(json.loads(index.read_text())["weight_map"].values()) == files
     loaded = load_hf(tmp_path)
     assert loaded.config == QWEN3
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(theirs.model.layers[2].mlp.up_proj.weight, model.model.layers[2].mlp.up_proj.weight)
 
 
 def test_what_the_network_does_not_implement_is_refused_by_name(tmp_path: Path) -> None:
     save_hf(CausalLM(QWEN3), tmp_path)
     path = tmp_path / "config.json"
     good = json.loads(path.read_text())
-    for key, value in {"model_type": "llama", "hidden_act": "gelu", "use_sliding_window": True}.items():
+    for key, value in {"model_type": "mistral", "hidden_act": "gelu", "use_sliding_window": True}.items():
         path.write_text(json.dumps({**good, key: value}))
         with pytest.raises(CheckpointError, match=key):
             load_hf(tmp_path)
+    path.write_text(json.dumps({**good, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}))
+    with pytest.raises(CheckpointError, match="rope_type='yarn'"):
+        load_hf(tmp_path)
+    path.write_text(json.dumps({**good, "rope_parameters": {"rope_type": "llama3", "factor": 4.0}}))
+    with pytest.raises(CheckpointError, match="low_freq_factor"):
+        load_hf(tmp_path)
     path.write_text(json.dumps({**good, "intermediate_size": 50}))
     with pytest.raises(CheckpointError, match="expected"):
         load_hf(tmp_path)
