@@ -14,7 +14,7 @@ MAX_CHARACTERS = 200
 MAX_NESTING = 20
 MAX_DIGITS = 9
 
-_SAME = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "[": "(", "]": ")"})  # noqa: RUF001 - as people write
+_SAME = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "[": "(", "]": ")"})
 _DIGITS = frozenset("0123456789")
 
 

@@ -118,7 +118,8 @@ def written(steps: tuple[Step, ...]) -> str:
 def worked_solution(numbers: tuple[int, ...], target: int, *, use_all: bool, tries: int, rng: random.Random) -> str:
     """A solution as one would write it down: up to ``tries`` attempts that fail, the one that does it, the answer.
 
-    ``7 + 3 = 10, 10 * 12 = 120 no; 12 * 7 = 84, 84 + 3 = 87 yes; answer: 12 * 7 + 3``. Empty if there is no solution of this kind.
+    ``7 + 3 = 10, 10 * 12 = 120 no; 12 * 7 = 84, 84 + 3 = 87 yes; answer: 12 * 7 + 3``. Empty if there is no such
+    solution.
     """
     steps = solve(numbers, target, use_all=use_all, rng=rng)
     if not steps:
