@@ -1,4 +1,4 @@
-"""The policy network: Qwen3 (and Qwen2, by two switches) in plain torch, as the learner trains it.
+"""The policy network: Qwen3 (and Qwen2 and Llama, by switches) in plain torch, as the learner trains it.
 
 Invariants: parameters carry Hugging Face's names and shapes; rows are padded on the right, so that causal attention
 alone keeps padding out of every real position and no mask is needed.
@@ -16,8 +16,23 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Llama 3's stretching of the rotary embedding (rope_type ``llama3``): wavelengths beyond the original context are
+    multiplied by ``factor``, short ones stay, and in between it goes smoothly from one to the other."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+    def __post_init__(self) -> None:
+        if not (self.factor >= 1 and 0 < self.low_freq_factor < self.high_freq_factor and self.original_context >= 1):
+            raise ValueError(f"expected factor >= 1 and 0 < low_freq_factor < high_freq_factor, found {self}")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape of the network. ``qk_norm`` is Qwen3's, ``qkv_bias`` Qwen2's."""
+    """Shape of the network. ``qk_norm`` is Qwen3's, ``qkv_bias`` Qwen2's; Llama has neither."""
 
     vocab: int
     hidden: int
@@ -34,6 +49,7 @@ class ModelConfig:
     """Longest sequence, prompt and generation together, in tokens."""
     qk_norm: bool = True
     qkv_bias: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -80,10 +96,23 @@ class RMSNorm(nn.Module):
         return out
 
 
-def rope_tables(config: ModelConfig, length: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """cos_TE and sin_TE of the rotary embedding (half-split layout, as in Hugging Face's Qwen), float32."""
+def rope_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Radians per position of each rotated pair, (E/2,), float32."""
     exponent_E2 = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
-    angle_TE2 = torch.outer(torch.arange(length, dtype=torch.float32, device=device), config.rope_theta**-exponent_E2)
+    frequency_E2: Tensor = config.rope_theta**-exponent_E2
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency_E2
+    turns_E2 = scaling.original_context * frequency_E2 / (2 * torch.pi)  # within the original context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept_E2 = ((turns_E2 - low) / (high - low)).clamp(0, 1)  # 1: as it was, 0: stretched
+    return frequency_E2 * (kept_E2 + (1 - kept_E2) / scaling.factor)
+
+
+def rope_tables(config: ModelConfig, length: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """cos_TE and sin_TE of the rotary embedding (half-split layout, as in Hugging Face's models), float32."""
+    frequency_E2 = rope_frequencies(config, device)
+    angle_TE2 = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency_E2)
     angle_TE = torch.cat((angle_TE2, angle_TE2), -1)
     return angle_TE.cos(), angle_TE.sin()
 
@@ -104,12 +133,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, chosen_N: Tensor | None = None) -> Tensor:
-        batch, length, _ = x_BTD.shape
-        heads = (batch, length, -1, self.config.head_dim)
+    def queries_keys(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> tuple[Tensor, Tensor]:
+        """q_BHTE and k_BKTE, normalised and rotated; query head h belongs to key head h // (H / K)."""
+        heads = (*x_BTD.shape[:2], -1, self.config.head_dim)
         q_BHTE = _rotate(self.q_norm(self.q_proj(x_BTD).view(heads)), cos_T1E, sin_T1E).transpose(1, 2)
         k_BKTE = _rotate(self.k_norm(self.k_proj(x_BTD).view(heads)), cos_T1E, sin_T1E).transpose(1, 2)
-        v_BKTE = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        return q_BHTE, k_BKTE
+
+    def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, chosen_N: Tensor | None = None) -> Tensor:
+        batch, length, _ = x_BTD.shape
+        q_BHTE, k_BKTE = self.queries_keys(x_BTD, cos_T1E, sin_T1E)
+        v_BKTE = self.v_proj(x_BTD).view(batch, length, -1, self.config.head_dim).transpose(1, 2)
         group = self.config.heads // self.config.kv_heads
         if group > 1:
             k_BKTE, v_BKTE = k_BKTE.repeat_interleave(group, 1), v_BKTE.repeat_interleave(group, 1)
