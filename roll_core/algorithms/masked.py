@@ -8,12 +8,12 @@ Shape legend: B rows, T tokens; masks are float, 1 where a token counts.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "constant-length"]
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant-length"]
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -38,8 +38,10 @@ def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 def token_weights(mask_BT: Tensor, how: Aggregation, length: int | None = None) -> Tensor:
     """Weight of each token in the loss of the whole batch, 0 outside the mask.
 
-    token-mean: 1 / Σ mask. seq-mean-token-mean: 1 / (rows · the row's own count). constant-length (Dr. GRPO, arXiv
-    2503.20783): 1 / (rows · ``length``), ``length`` the T of the mask unless given. Rows without a token do not count.
+    token-mean (DAPO, arXiv 2503.14476): 1 / Σ mask. seq-mean-token-mean (GRPO, arXiv 2402.03300): 1 / (rows · the row's
+    own count). seq-mean-token-sum (a sequence as one action, RLOO, arXiv 2402.14740): 1 / rows. constant-length (Dr.
+    GRPO, arXiv 2503.20783): 1 / (rows · ``length``), ``length`` the T of the mask unless given. Rows without a token do
+    not count.
     """
     count_B1 = mask_BT.sum(1, keepdim=True)
     rows = (count_B1 > 0).sum().clamp(min=1)
@@ -47,9 +49,11 @@ def token_weights(mask_BT: Tensor, how: Aggregation, length: int | None = None) 
         return mask_BT / mask_BT.sum().clamp(min=1)
     if how == "seq-mean-token-mean":
         return mask_BT / (rows * count_B1.clamp(min=1))
+    if how == "seq-mean-token-sum":
+        return mask_BT / rows
     if how == "constant-length":
         return mask_BT / (rows * (length or mask_BT.shape[1]))
-    raise ValueError(f"unknown aggregation {how!r}; expected token-mean, seq-mean-token-mean or constant-length")
+    raise ValueError(f"unknown aggregation {how!r}; expected one of {', '.join(get_args(Aggregation))}")
 
 
 def aggregate(loss_BT: Tensor, mask_BT: Tensor, how: Aggregation, length: int | None = None) -> Tensor:

@@ -15,6 +15,17 @@ from torch import Tensor
 from roll_core.types import TrainBatch, Weights
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a policy says of a batch's tokens, BT on the CPU, 0 outside the mask; no gradient."""
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    """Nats."""
+    reference_logprobs_BT: Tensor | None = None
+    """Of the policy that ``kl_coef`` ties to; None where there is none."""
+
+
 class Learner(Protocol):
     @property
     def version(self) -> int:
@@ -26,6 +37,14 @@ class Learner(Protocol):
 
         ``progress``: the share of the run that is over, 0 to 1, for schedules.
         """
+        ...
+
+    def skip_step(self) -> dict[str, float]:
+        """A step in which the policy does not learn: a new version with the same weights. Metrics as above."""
+        ...
+
+    def score(self, batch: TrainBatch) -> Scores:
+        """The present policy's view of the batch, at the sampling temperature. Changes nothing."""
         ...
 
     def weights(self) -> Weights:

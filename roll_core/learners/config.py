@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from roll_core.algorithms import POLICY_LOSSES, Aggregation, PolicyLoss
+from roll_core.algorithms import POLICY_LOSSES, Aggregation, LossOptions, PolicyLoss
+from roll_core.algorithms.corrections import Correction, CorrectionSettings, corrected
 from roll_core.algorithms.divergence import KLEstimator
 
 
@@ -35,11 +37,21 @@ class LearnerConfig(BaseModel):
     cap: float | None = Field(default=None, gt=0)
     length: int | None = Field(default=None, ge=1)
     """Divisor of constant-length aggregation."""
+    weight_positive: float | None = Field(default=None, ge=0)
+    weight_negative: float | None = Field(default=None, ge=0)
+    tau: float | None = Field(default=None, ge=0)
     aggregation: Aggregation | None = None
+    correction: tuple[Correction, ...] = ()
+    """On top of the loss, for what engine and learner see differently."""
+    correction_cap: float = Field(default=2.0, gt=0)
+    correction_veto: float = Field(default=1e-4, ge=0, lt=1)
+    correction_band: tuple[float, float] = (0.99, 1.01)
     entropy_coef: float = Field(default=0.0, ge=0)
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the reference policy (the one the learner was made with, unless given)."""
     kl_estimator: KLEstimator = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
+    """``reward``: the caller takes it from the rewards, by what ``score`` says of the reference."""
     temperature: float = Field(default=1.0, gt=0)
     """The sampling temperature: log-probs here must speak of the distribution that the engine drew from."""
 
@@ -60,6 +72,7 @@ class LearnerConfig(BaseModel):
         return self
 
     def policy_loss(self) -> PolicyLoss:
-        names = ("clip_low", "clip_high", "dual_clip", "cap", "length")
-        given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
-        return POLICY_LOSSES[self.loss].with_options(aggregation=self.aggregation, **given)
+        given = {f.name: value for f in fields(LossOptions) if (value := getattr(self, f.name)) is not None}
+        loss = POLICY_LOSSES[self.loss].with_options(aggregation=self.aggregation, **given)
+        band, veto = self.correction_band, self.correction_veto
+        return corrected(loss, CorrectionSettings(self.correction, self.correction_cap, veto, band))

@@ -13,6 +13,7 @@ import copy
 import os
 import time
 from collections import defaultdict
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from roll_core.algorithms import LossInputs, kl_estimate, token_weights
 from roll_core.errors import CheckpointError
+from roll_core.learners.base import Scores
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.logprobs import Scored, micro_batches, row_lengths, score
 from roll_core.learners.optimizers import make_optimizers
+from roll_core.models.lora import plain_parameters
 from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch, Weights
 
@@ -59,6 +62,11 @@ class TorchLearner:
     def version(self) -> int:
         return self._version
 
+    @property
+    def _penalised(self) -> bool:
+        """Whether the divergence from the reference is part of the loss."""
+        return self._reference is not None and self.config.kl_in == "loss"
+
     def reset_optimizer(self) -> None:
         """Forget moments and warm-up: for the change from imitation to reinforcement."""
         self._optimizers = make_optimizers(self.model, self.config)
@@ -76,14 +84,27 @@ class TorchLearner:
         lengths = row_lengths(batch.mask_BT)
         telling = self._telling(batch)
         prox_BT, reference_BT = self._prox(batch, lengths, telling), None
-        if self._reference is not None:
-            reference_BT = self._no_grad_logprobs(self._reference, batch.tokens_BT, batch.mask_BT, lengths)
+        if self._penalised:
+            reference_BT = self._reference_logprobs(batch, lengths)
         totals: dict[str, float] = defaultdict(float)
         for _ in range(self.config.epochs):
             for rows in self._minibatches(len(lengths)):
                 self._update_on(batch, rows, telling, lengths, prox_BT, reference_BT, totals)
         self._version += 1
         return self._metrics(totals, batch, sum(lengths), time.perf_counter() - begin)
+
+    def skip_step(self) -> dict[str, float]:
+        """A new version with the same weights; optimizer, schedule and random state stay as they are."""
+        self._version += 1
+        return {"learner/skipped_steps": 1.0}
+
+    def score(self, batch: TrainBatch) -> Scores:
+        """Log-probs and entropy of the present policy, and the reference's log-probs if there is one."""
+        moved = _to(batch, self._device)
+        lengths = row_lengths(moved.mask_BT)
+        own = self._no_grad_scores(self.model, moved.tokens_BT, moved.mask_BT, lengths)
+        reference_BT = None if self._reference is None else self._reference_logprobs(moved, lengths).cpu()
+        return Scores(own.logprobs_BT.cpu(), own.entropy_BT.cpu(), reference_BT)
 
     def sft_step(self, tokens_BT: Tensor, mask_BT: Tensor, *, lr: float | None = None) -> dict[str, float]:
         """One update that imitates ``tokens_BT`` where the mask is 1 (token-mean cross entropy). No new version."""
@@ -110,7 +131,7 @@ class TorchLearner:
     def _telling(self, batch: TrainBatch) -> set[int]:
         """The rows that say anything: where no token has an advantage, no loss has a gradient, and the pass is spared.
         They keep their weight in the aggregation."""
-        if self.config.entropy_coef > 0 or self._reference is not None:
+        if self.config.entropy_coef > 0 or self._penalised or self._loss.ties:
             return set(range(len(batch.mask_BT)))
         told: list[int] = (batch.advantages_BT * batch.mask_BT).any(dim=1).nonzero().flatten().tolist()
         return set(told)
@@ -119,9 +140,11 @@ class TorchLearner:
         """log π_prox of the whole batch; None where it is the present policy, known as soon as it is computed."""
         if not self._loss.recompute_prox:
             return batch.behaviour_logprobs_BT
+        if batch.prox_logprobs_BT is not None:
+            return batch.prox_logprobs_BT
         if self.config.epochs == 1 and self.config.updates_per_batch == 1:
             return None
-        return self._no_grad_logprobs(self.model, batch.tokens_BT, batch.mask_BT, lengths, sorted(telling))
+        return self._no_grad_scores(self.model, batch.tokens_BT, batch.mask_BT, lengths, sorted(telling)).logprobs_BT
 
     def _update_on(
         self,
@@ -144,7 +167,12 @@ class TorchLearner:
             prox_part_BT = scored.logprobs_BT.detach() if prox_BT is None else prox_BT[part]
             inputs = LossInputs(scored.logprobs_BT, prox_part_BT, behaviour_BT, batch.advantages_BT[part], mask_BT)
             token = self._loss.per_token(inputs, options)
-            loss_BT = token.loss_BT - c.entropy_coef * scored.entropy_BT
+            loss_BT = token.loss_BT
+            if c.entropy_coef:
+                bonus_BT = scored.entropy_BT
+                if batch.entropy_weight_BT is not None:
+                    bonus_BT = bonus_BT * batch.entropy_weight_BT[part]
+                loss_BT = loss_BT - c.entropy_coef * bonus_BT
             if reference_BT is not None:
                 kl_BT = kl_estimate(scored.logprobs_BT, reference_BT[part], c.kl_estimator)
                 loss_BT = loss_BT + c.kl_coef * kl_BT
@@ -182,7 +210,7 @@ class TorchLearner:
     def _metrics(self, totals: dict[str, float], batch: TrainBatch, tokens: int, seconds: float) -> dict[str, float]:
         count, updates = max(totals["count"], 1.0), totals["updates"]
         means = ["entropy", "clip_fraction", "ratio_mean", "behaviour_gap_mean"]
-        metrics = {name: totals[name] / count for name in (*means, *(["kl"] if self._reference is not None else []))}
+        metrics = {name: totals[name] / count for name in (*means, *(["kl"] if self._penalised else []))}
         metrics |= {name: totals[name] / updates for name in ("loss", "grad_norm")}
         metrics |= {name: totals[name] for name in ("behaviour_gap_max", "skipped_updates", "updates")}
         versions = batch.versions_BT[batch.mask_BT > 0]
@@ -200,18 +228,23 @@ class TorchLearner:
     def logprobs(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probs (BT, 0 outside the mask) of the present policy at the sampling temperature; no gradient."""
         tokens_BT, mask_BT = tokens_BT.to(self._device), mask_BT.to(self._device)
-        return self._no_grad_logprobs(self.model, tokens_BT, mask_BT, row_lengths(mask_BT))
+        return self._no_grad_scores(self.model, tokens_BT, mask_BT, row_lengths(mask_BT)).logprobs_BT
 
-    def _no_grad_logprobs(
+    def _reference_logprobs(self, batch: TrainBatch, lengths: list[int]) -> Tensor:
+        assert self._reference is not None
+        return self._no_grad_scores(self._reference, batch.tokens_BT, batch.mask_BT, lengths).logprobs_BT
+
+    def _no_grad_scores(
         self, model: CausalLM, tokens_BT: Tensor, mask_BT: Tensor, lengths: list[int], only: list[int] | None = None
-    ) -> Tensor:
-        out_BT = torch.zeros(tokens_BT.shape, dtype=torch.float32, device=self._device)
+    ) -> Scored:
+        out = Scored(*(torch.zeros(tokens_BT.shape, dtype=torch.float32, device=self._device) for _ in range(2)))
         with torch.no_grad():
             rows = list(range(len(lengths))) if only is None else only
             for some in micro_batches(rows, lengths, self.config.micro_batch_tokens):
                 part = (some, slice(0, lengths[some[0]]))
-                out_BT[part] = self._score(model, tokens_BT[part], mask_BT[part]).logprobs_BT
-        return out_BT
+                scored = self._score(model, tokens_BT[part], mask_BT[part])
+                out.logprobs_BT[part], out.entropy_BT[part] = scored.logprobs_BT, scored.entropy_BT
+        return out
 
     def _score(self, model: CausalLM, tokens_BT: Tensor, mask_BT: Tensor, temperature: float | None = None) -> Scored:
         return score(
@@ -226,7 +259,7 @@ class TorchLearner:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def weights(self) -> Weights:
-        tensors = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters()}
+        tensors = {n: p.to("cpu", copy=True) for n, p in plain_parameters(self.model).items()}
         return Weights(self._version, tensors)
 
     def save(self, directory: Path) -> None:
@@ -265,6 +298,10 @@ class TorchLearner:
 
 
 def _to(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    names = ("tokens_BT", "mask_BT", "attention_BT", "behaviour_logprobs_BT", "advantages_BT", "versions_BT")
-    moved = {n: getattr(batch, n).to(device) for n in names}
-    return TrainBatch(**moved, rewards_B=batch.rewards_B, group_B=batch.group_B, trajectory_ids=batch.trajectory_ids)
+    """The same batch, its BT tensors on ``device``."""
+    moved = {
+        f.name: value.to(device)
+        for f in fields(TrainBatch)
+        if f.name.endswith("_BT") and (value := getattr(batch, f.name)) is not None
+    }
+    return replace(batch, **moved)

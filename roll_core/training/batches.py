@@ -1,6 +1,9 @@
-"""Groups to a :class:`TrainBatch`: padded on the right, only sampled tokens in the mask, advantages per token.
+"""Groups to a :class:`TrainBatch`: padded on the right, only sampled tokens in the mask. Facts only; what they are
+worth is the business of :mod:`roll_core.training.credit_flow`.
 
-Shape legend: B trajectories, T tokens of the longest.
+Invariants: a void trajectory is never in a batch; the rewards of a row's tokens add up to the reward of its outcome.
+
+Shape legend: B trajectories, T tokens of the longest, K turns.
 """
 
 from __future__ import annotations
@@ -9,49 +12,82 @@ from collections.abc import Sequence
 
 import torch
 
-from roll_core.algorithms import ADVANTAGES, spread
+from rock.domain.outcome import Truncated
 from roll_core.rollout.groups import reward_of
-from roll_core.types import Group, TrainBatch
+from roll_core.types import Group, TrainBatch, Trajectory
 
 
-def make_batch(
-    groups: Sequence[Group],
-    advantage: str,
-    *,
-    negative_weight: float = 1.0,
-    invalid_action_penalty: float = 0.0,
-    pad_id: int = 0,
-) -> TrainBatch:
-    """Raises ValueError if a void trajectory is among them: it has no reward to learn from.
-
-    ``negative_weight`` scales the advantages below 0. An agent's failures are its longest episodes and most of what
-    they contain was no mistake, so at full weight they flatten the policy faster than the few successes shape it. The
-    same asymmetry as the weights of weighted TOPR (arXiv 2510.11345), applied to the advantage so that it goes with
-    every loss. ``invalid_action_penalty`` is taken from the advantage of the tokens of turns without a valid action,
-    and its mean over the batch is given back to all: without that baseline it would push down whatever such turns have
-    in common with the others, "go to" as such.
-    """
+def make_batch(groups: Sequence[Group], *, pad_id: int = 0) -> TrainBatch:
+    """Everything but the advantages, which are 0. Raises ValueError if a void trajectory is among them: it has no
+    reward to learn from."""
     rows = [m for g in groups for m in g.members]
     rewards_B = torch.tensor([reward_of(m) for m in rows], dtype=torch.float32)
-    group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.members])
     width = max(len(m.token_ids()) for m in rows)
-
-    def padded(values: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([[*v, *[fill] * (width - len(v))] for v in values], dtype=dtype)
-
-    advantages_B = ADVANTAGES[advantage](rewards_B, group_B)
-    advantages_B = torch.where(advantages_B < 0, advantages_B * negative_weight, advantages_B)
-    invalid_BT = padded([m.invalid_mask() for m in rows], 0, torch.float32)
-    mask_BT = padded([m.response_mask() for m in rows], 0, torch.float32)
-    mean_invalid = invalid_BT.sum() / mask_BT.sum().clamp(min=1)
+    mask_BT = _padded([m.response_mask() for m in rows], width, 0, torch.float32)
     return TrainBatch(
-        tokens_BT=padded([m.token_ids() for m in rows], pad_id, torch.int64),
+        tokens_BT=_padded([m.token_ids() for m in rows], width, pad_id, torch.int64),
         mask_BT=mask_BT,
-        attention_BT=padded([[1.0] * len(m.token_ids()) for m in rows], 0, torch.float32),
-        behaviour_logprobs_BT=padded([m.logprobs() for m in rows], 0.0, torch.float32),
-        advantages_BT=spread(advantages_B, mask_BT) - invalid_action_penalty * (invalid_BT - mean_invalid * mask_BT),
-        versions_BT=padded([m.versions() for m in rows], -1, torch.int64),
+        attention_BT=_padded([[1.0] * len(m.token_ids()) for m in rows], width, 0, torch.float32),
+        behaviour_logprobs_BT=_padded([m.logprobs() for m in rows], width, 0.0, torch.float32),
+        advantages_BT=torch.zeros_like(mask_BT),
+        versions_BT=_padded([m.versions() for m in rows], width, -1, torch.int64),
         rewards_B=rewards_B,
-        group_B=group_B,
+        group_B=torch.tensor([i for i, g in enumerate(groups) for _ in g.members]),
         trajectory_ids=tuple(m.id for m in rows),
+        turn_BT=_padded([_turn_indices(m) for m in rows], width, -1, torch.int64),
+        rewards_BT=_padded([_token_rewards(m) for m in rows], width, 0.0, torch.float32),
+        truncated_B=torch.tensor([isinstance(m.outcome, Truncated) for m in rows]),
     )
+
+
+def invalid_tokens(groups: Sequence[Group], width: int) -> torch.Tensor:
+    """1 (float32, BT) on the tokens of turns without a valid action."""
+    return _padded([m.invalid_mask() for g in groups for m in g.members], width, 0, torch.float32)
+
+
+def tasks(groups: Sequence[Group]) -> torch.Tensor:
+    """Index of each row's task, int64 B. Several groups may play the same one."""
+    index: dict[str, int] = {}
+    return torch.tensor([index.setdefault(g.task, len(index)) for g in groups for _ in g.members])
+
+
+def anchors(groups: Sequence[Group]) -> torch.Tensor:
+    """int64 BK: equal numbers where members of one group saw the same text before a turn; -1 where a row has no such
+    turn. GiGPO's anchor states (arXiv 2505.10978 §3.3), equality taken of what the policy was shown."""
+    index: dict[tuple[int, str], int] = {}
+    rows = [
+        [index.setdefault((i, turn.observation), len(index)) for turn in m.turns]
+        for i, g in enumerate(groups)
+        for m in g.members
+    ]
+    return _padded(rows, max(len(row) for row in rows), -1, torch.int64)
+
+
+def _padded(values: Sequence[Sequence[float]], width: int, fill: float, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor([[*v, *[fill] * (width - len(v))] for v in values], dtype=dtype)
+
+
+def _turn_indices(trajectory: Trajectory) -> list[int]:
+    return [
+        i
+        for k, turn in enumerate(trajectory.turns)
+        for i in (*([-1] * len(turn.context_ids)), *([k] * len(turn.generation.token_ids)))
+    ]
+
+
+def _token_rewards(trajectory: Trajectory) -> list[float]:
+    """Each turn's reward at its last token; that of a turn without one at the token before. What the outcome holds
+    beyond the turns' rewards was earned at the end."""
+    rewards = [0.0] * len(trajectory.token_ids())
+    position, last, waiting = 0, None, 0.0
+    for turn in trajectory.turns:
+        position += len(turn.context_ids) + len(turn.generation.token_ids)
+        if turn.generation.token_ids:
+            last = position - 1
+        waiting += turn.reward
+        if last is not None:
+            rewards[last] += waiting
+            waiting = 0.0
+    if last is not None:
+        rewards[last] += reward_of(trajectory) - sum(rewards)
+    return rewards

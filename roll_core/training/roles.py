@@ -36,3 +36,5 @@ class Roles:
         self.learner.load(directory)
         if self.critics is not None:
             self.critics.load(directory / _CRITICS)
+        if self.actor_attn is not None:  # no state of its own: it is the policy
+            self.actor_attn.load_weights(self.learner.weights())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rock.domain.outcome import LedgerState, Void
+from roll_core.algorithms import ADVANTAGES, spread
 from roll_core.errors import PlatformOutage
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import Tokenizer
@@ -102,7 +103,11 @@ async def synchronous_loop(recipe, directory, sessions, checkpoint) -> dict[str,
             group = Group(str(index), task, tuple(members))
             if has_signal(group):
                 groups.append(group)
-        learner.train_step(make_batch(groups, recipe.algorithm.advantage), progress=version / recipe.training.steps)
+        batch = make_batch(groups)
+        batch.advantages_BT = spread(
+            ADVANTAGES[recipe.algorithm.advantage](batch.rewards_B, batch.group_B), batch.mask_BT
+        )
+        learner.train_step(batch, progress=version / recipe.training.steps)
         await engine.load_weights(learner.weights())
     return learner.weights().tensors
 
@@ -183,7 +188,7 @@ def test_a_void_trajectory_cannot_enter_a_batch(recipe) -> None:
 
     void = Trajectory("ep-1", "g", "e", "t", 0, 0, (), Void("deadline"))
     with pytest.raises(ValueError, match="void"):
-        make_batch([Group("g", "t", (void,))], "grpo")
+        make_batch([Group("g", "t", (void,))])
 
 
 def test_a_platform_that_stays_away_ends_the_run(run, make_recipe, tmp_path, monkeypatch) -> None:

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from rock.domain.errors import PlatformUnavailable
 from rock.domain.outcome import Completed, LedgerState, Truncated
+from roll_core.config.algorithm import Algorithm
 from roll_core.errors import LearnerFailed, NoProgress, PlatformOutage
 from roll_core.models import train_tokenizer
 from roll_core.rollout.prompting import TextRules, TranscriptPrompter
 from roll_core.rollout.work import Booking
 from roll_core.training.batches import make_batch
+from roll_core.training.credit_flow import advantages
 from roll_core.training.demonstrations import Demonstration, DemoStep, _slip
 from roll_core.training.imitation import to_sample
 from roll_core.training.metrics import Rate, RolloutMeter, staleness
@@ -38,6 +40,10 @@ def trajectory(reward: float = 1.0, version: int = 0, name: str = "ep-1") -> Tra
     return Trajectory(name, "g", "e", "t", 0, version, turns, Completed(reward, reward > 0))
 
 
+def advantages_of(groups: list[Group], advantage: str, **changes: float) -> torch.Tensor:
+    return advantages(Algorithm(advantage=advantage, **changes), make_batch(groups), groups, None)
+
+
 @given(st.integers(0, 300), st.integers(1, 300))
 def test_wilson_interval_contains_the_rate(successes: int, n: int) -> None:
     rate = Rate.of(min(successes, n), n)
@@ -50,17 +56,18 @@ def test_wilson_interval_has_the_published_values() -> None:
 
 
 def test_only_sampled_tokens_train() -> None:
-    batch = make_batch([Group("g", "t", (trajectory(1.0), trajectory(0.0)))], "dr_grpo")
+    groups = [Group("g", "t", (trajectory(1.0), trajectory(0.0)))]
+    batch = make_batch(groups)
     assert batch.tokens_BT[0].tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.mask_BT[0].tolist() == [0, 0, 1, 1, 0, 1]
     assert batch.versions_BT[0].tolist() == [-1, -1, 0, 0, -1, 1]
     torch.testing.assert_close(batch.behaviour_logprobs_BT[0], torch.tensor([0, 0, -0.1, -0.2, 0, -0.3]))
-    assert batch.advantages_BT.tolist() == [[0, 0, 0.5, 0.5, 0, 0.5], [0, 0, -0.5, -0.5, 0, -0.5]]
+    assert advantages_of(groups, "dr_grpo").tolist() == [[0, 0, 0.5, 0.5, 0, 0.5], [0, 0, -0.5, -0.5, 0, -0.5]]
 
 
 def test_shorter_rows_are_padded_outside_the_mask() -> None:
     short = Trajectory("ep-2", "g", "e", "t", 0, 0, trajectory().turns[:1], Truncated("turns"))
-    batch = make_batch([Group("g", "t", (trajectory(), short))], "grpo")
+    batch = make_batch([Group("g", "t", (trajectory(), short))])
     assert batch.attention_BT[1].tolist() == [1, 1, 1, 1, 0, 0]
     assert batch.mask_BT[1, 4:].sum() == 0
 
@@ -262,7 +269,7 @@ def test_a_record_says_what_the_episode_was() -> None:
 
 def test_negative_advantages_can_weigh_less() -> None:
     groups = [Group("g", "t", (trajectory(1.0), trajectory(0.0)))]
-    full, half = (make_batch(groups, "dr_grpo", negative_weight=w).advantages_BT for w in (1.0, 0.5))
+    full, half = (advantages_of(groups, "dr_grpo", negative_weight=w) for w in (1.0, 0.5))
     assert torch.equal(half[0], full[0])
     assert torch.equal(half[1], full[1] / 2)
 
@@ -271,8 +278,8 @@ def test_the_penalty_of_invalid_actions_moves_credit_to_the_other_turns_and_adds
     won, lost = trajectory(1.0), trajectory(0.0)
     turns = (won.turns[0], replace(won.turns[1], valid=False))
     groups = [Group("g", "t", (replace(won, turns=turns), lost))]
-    plain = make_batch(groups, "dr_grpo").advantages_BT
-    fined = make_batch(groups, "dr_grpo", invalid_action_penalty=0.25).advantages_BT
+    plain = advantages_of(groups, "dr_grpo")
+    fined = advantages_of(groups, "dr_grpo", invalid_action_penalty=0.25)
     invalid = torch.tensor(groups[0].members[0].invalid_mask()).bool()
     assert invalid.sum() == len(turns[1].generation.token_ids)
     mask = torch.tensor([*groups[0].members[0].response_mask(), *lost.response_mask()]).bool()
