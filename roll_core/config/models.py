@@ -59,7 +59,7 @@ class Model(Section):
     source: Literal["new", "checkpoint"] = "new"
     """`new`: Qwen3-shaped with random weights and the sizes below. `checkpoint`: loaded from `path`."""
     path: str = ""
-    """Directory of a Hugging Face checkpoint (Qwen3 or Qwen2), or its name on the Hub."""
+    """Directory of a Hugging Face checkpoint (Qwen3, Qwen2 or Llama), or its name on the Hub."""
     hidden: Positive = 128
     """Width of the residual stream."""
     layers: Positive = 4
@@ -117,8 +117,9 @@ class Prompt(Section):
 class Engine(Section):
     """What samples."""
 
-    kind: Literal["torch"] = "torch"
-    """`torch`: embedded, continuous batching, on the CPU or one GPU."""
+    kind: Literal["torch", "vllm"] = "torch"
+    """`torch`: embedded, continuous batching, on the CPU or one GPU. `vllm`: vLLM in processes of its own, for GPUs
+    (`pip install 'rock-roll[vllm]'`)."""
     count: Positive = 1
     """Engines, each with its own weights, cache and thread. The episodes of a group are spread over all of them."""
     restarts: Natural = 3
@@ -129,9 +130,19 @@ class Engine(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of sampling. On CPUs `float32` is the faster one."""
     slots: Positive = 16
-    """Sequences whose KV cache is held at once. Fewer than `rollout.concurrency` costs recomputation."""
+    """Sequences whose KV cache is held at once. Fewer than `rollout.concurrency` costs recomputation. `vllm`: the
+    most that are decoded at once (`max_num_seqs`)."""
     prefill_tokens: Positive = 512
-    """Prompt tokens read per pass, beside the sequences that decode."""
+    """Prompt tokens read per pass, beside the sequences that decode. `vllm`: tokens of a pass, those included
+    (`max_num_batched_tokens`)."""
+    tensor_parallel: Positive = 1
+    """`vllm` only: GPUs that share one engine's matrices, from `device` on."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """`vllm` only: share of a GPU's memory for weights and KV cache. A learner on the same GPU needs the rest."""
+    kv_cache_gib: Annotated[float, Field(ge=0)] = 0.0
+    """`vllm` only: size of the KV cache, GiB. 0: what `gpu_memory_utilization` leaves; on the CPU 1."""
+    enforce_eager: bool = False
+    """`vllm` only: no compilation and no CUDA graphs: starts sooner, decodes more slowly."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -177,6 +188,17 @@ class Learner(Section):
     """Passes over a batch."""
     micro_batch_tokens: Positive = 8192
     """Tokens, padding included, in one forward and backward pass. Changes memory, not the result."""
+    lora_rank: Natural = 0
+    """Rank of the adapters that are trained in place of the matrices of the blocks (LoRA); engines and exports get the
+    merged weights. The warm start trains everything. 0: no adapters, the whole model is trained."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Adapters count lora_alpha / lora_rank times."""
+
+    @model_validator(mode="after")
+    def _adapters_by_adamw(self) -> Self:
+        if self.lora_rank and self.optimizer == "muon":
+            raise ValueError("learner.optimizer 'muon' is for whole matrices: with learner.lora_rank use 'adamw'")
+        return self
 
 
 class Rollout(Section):

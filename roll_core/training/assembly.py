@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ from roll_core.engines.base import Engine, SamplingParams
 from roll_core.engines.renewal import Renewal
 from roll_core.engines.router import Router
 from roll_core.engines.torch_engine import TorchEngine
+from roll_core.engines.vllm_engine import VllmEngine, VllmOptions
 from roll_core.errors import RecipeError
 from roll_core.learners.base import Critics, Learner
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.critics import CriticLearner, CriticSettings, ValueModel
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ChatTemplate, ModelConfig, Tokenizer, load_hf, train_tokenizer
+from roll_core.models.lora import add_lora, plain_copy
 from roll_core.rollout.episode import EpisodeLimits, Player
 from roll_core.rollout.machine import MachineSettings, RolloutMachine
 from roll_core.rollout.prompting import (
@@ -143,6 +145,8 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
 
 
 def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
+    if recipe.learner.lora_rank:
+        add_lora(model, recipe.learner.lora_rank, recipe.learner.lora_alpha, seed=recipe.training.seed)
     return TorchLearner(model, learner_config(recipe), device=recipe.learner.device)
 
 
@@ -183,7 +187,7 @@ def make_critics(recipe: Recipe, model: CausalLM) -> Critics | None:
 def _critic_trunk(recipe: Recipe, model: CausalLM, seed: int) -> CausalLM:
     critic = recipe.critic
     if critic.source == "policy":
-        return copy.deepcopy(model)
+        return plain_copy(model)
     if critic.source == "checkpoint":
         folder = _folder(critic.path, "critic.path")
         trunk = load_hf(folder, dtype=torch.float32)
@@ -237,8 +241,9 @@ def make_one_engine(
 ) -> Engine:
     """Number ``index`` of the recipe's engines."""
     engine = recipe.engine
-    makers = {"torch": TorchEngine}
-    return makers[engine.kind](
+    # vLLM and what it needs are imported by this class, when it starts.
+    maker = partial(VllmEngine, options=_vllm_options(recipe)) if engine.kind == "vllm" else TorchEngine
+    return maker(
         config,
         weights,
         tokenizer=tokenizer,
@@ -249,6 +254,16 @@ def make_one_engine(
         device=engine.devices[index],
         dtype=getattr(torch, engine.dtype),
         seed=recipe.training.seed + index,
+    )
+
+
+def _vllm_options(recipe: Recipe) -> VllmOptions:
+    engine = recipe.engine
+    return VllmOptions(
+        tensor_parallel=engine.tensor_parallel,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_gib=engine.kv_cache_gib,
+        enforce_eager=engine.enforce_eager,
     )
 
 
