@@ -44,6 +44,7 @@ from rock.wire.models import (
     TaskList,
     TurnRecord,
 )
+from rock.wire.rhythm import EpisodeRhythm, RhythmCoupling, RhythmHead
 
 AT = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
 LATER = AT + timedelta(seconds=42)
@@ -85,6 +86,27 @@ EPISODE_RECORD = EpisodeRecord(
     sandbox_s=42.0,
     started_at=AT,
     ended_at=LATER,
+)
+RHYTHM = EpisodeRhythm(
+    episode_id=EPISODE,
+    step=118,
+    task=TASK,
+    success=True,
+    strategy="coupled",
+    coupling=RhythmCoupling(
+        tokens=3, entropy=2.1, entropy_tokens=3, peaks=1, peak_entropy=1.2, anchors=1, followed=1, expected=0.7
+    ),
+    tokens=("> ", "go to", " desk", " 1"),
+    own=(1, 2, 3),
+    waad=(6.2, 2.1, 1.9),
+    fai=(0.021, 0.034, 0.0),
+    change=(4.1, 0.2, 0.0),
+    gamma=(1.2, 1.3, 1.0),
+    advantage=(1.04, 1.13, 0.87),
+    entropy=(1.2, 0.6, 0.3),
+    anchor=(False, True, False),
+    preplan=(True, False, False),
+    heads=(RhythmHead(layer=1, head=0, span=4.2, kind="local"), RhythmHead(layer=1, head=1, span=61.0, kind="global")),
 )
 KEY = KeyView(
     id="key-0a1b2c3d4e", name="trainer", scope="run", max_leases=32, max_requests=0, created_at=AT, last_used_at=LATER
@@ -177,6 +199,10 @@ _ALL: tuple[Message, ...] = (
     ),
     RecoverRequest(epoch=1, wait_s=30, why="the connection ended"),
     RecoveryReport(epoch=2, cause="oom", old_sandbox=SANDBOX, new_sandbox="sb-9876543210"),
+    RHYTHM,
+    RHYTHM.view(),
+    RHYTHM.coupling,
+    RHYTHM.heads[0],
     RunCreate(name="alfworld-tiny", recipe={"rollout": {"alpha": 1}}, total_steps=200),
     RunUpdate(status="training", summary={"eval/success": 0.71}),
     RunView(

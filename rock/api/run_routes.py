@@ -18,6 +18,7 @@ from rock.wire.models import (
     RunUpdate,
     RunView,
 )
+from rock.wire.rhythm import EpisodeRhythm, RhythmView
 
 RunId = Annotated[str, Path(description="`run-…`", max_length=64)]
 
@@ -83,6 +84,19 @@ def _reports(router: APIRouter, control: Control) -> None:
     @router.get("/{run_id}/episodes/{episode_id}", summary="One episode, turn by turn")
     async def episode(run_id: RunId, episode_id: Annotated[str, Path(max_length=64)]) -> EpisodeRecord:
         return await control.runs.episode(run_id, episode_id)
+
+    @router.post("/{run_id}/rhythm", status_code=204, summary="Report the attention rhythm of episodes")
+    async def add_rhythms(run_id: RunId, rhythms: list[EpisodeRhythm]) -> None:
+        """An episode that was reported before is replaced. The latest 500 of a run are kept."""
+        await control.runs.add_rhythms(run_id, rhythms)
+
+    @router.get("/{run_id}/rhythm", summary="Recorded attention rhythms, the latest step first, without tokens")
+    async def rhythms(run_id: RunId) -> list[RhythmView]:
+        return await control.runs.rhythms(run_id)
+
+    @router.get("/{run_id}/rhythm/{episode_id}", summary="The attention rhythm of one episode, token by token")
+    async def rhythm(run_id: RunId, episode_id: Annotated[str, Path(max_length=64)]) -> EpisodeRhythm:
+        return await control.runs.rhythm(run_id, episode_id)
 
     @router.get("/{run_id}/ledger", summary="How every dispatched episode ended")
     async def ledger(run_id: RunId) -> LedgerView:

@@ -73,6 +73,7 @@ from rock.wire.models import (
     TaskList,
     TurnRecord,
 )
+from rock.wire.rhythm import EpisodeRhythm, RhythmCoupling, RhythmHead, RhythmView
 
 __all__ = [
     "CapacityExceeded",
@@ -85,6 +86,7 @@ __all__ = [
     "EnvironmentError",
     "EpisodePage",
     "EpisodeRecord",
+    "EpisodeRhythm",
     "EventView",
     "Evidence",
     "ExecRequest",
@@ -116,6 +118,9 @@ __all__ = [
     "QuotaExceeded",
     "RecoveryReport",
     "Reset",
+    "RhythmCoupling",
+    "RhythmHead",
+    "RhythmView",
     "Rock",
     "RockError",
     "RockSync",

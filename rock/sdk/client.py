@@ -50,6 +50,7 @@ from rock.wire.models import (
     TaskFailure,
     TaskList,
 )
+from rock.wire.rhythm import EpisodeRhythm, RhythmView
 
 DEFAULT_TIMEOUT_S = 30.0
 EPISODES_PER_REQUEST = 200
@@ -431,6 +432,18 @@ class Rock:
     async def ledger(self, run_id: str) -> LedgerView:
         """Where every dispatched episode of the run ended. Raises NotFound (caller)."""
         return await self._transport.get(LedgerView, f"runs/{_part(run_id)}/ledger")
+
+    async def report_rhythms(self, run_id: str, rhythms: Sequence[EpisodeRhythm]) -> None:
+        """Keep the attention rhythm of episodes; the same id again replaces it. Raises NotFound (caller)."""
+        await self._transport.request("POST", f"runs/{_part(run_id)}/rhythm", body=list(rhythms), idempotent=True)
+
+    async def rhythms(self, run_id: str) -> list[RhythmView]:
+        """The run's recorded attention rhythms, the latest step first, without tokens. Raises NotFound (caller)."""
+        return await self._transport.get(list[RhythmView], f"runs/{_part(run_id)}/rhythm")
+
+    async def rhythm(self, run_id: str, episode_id: str) -> EpisodeRhythm:
+        """The attention rhythm of one episode. Raises NotFound (caller), also where it was not recorded."""
+        return await self._transport.get(EpisodeRhythm, f"runs/{_part(run_id)}/rhythm/{_part(episode_id)}")
 
     # --- keys --------------------------------------------------------------------------------------------------------
 

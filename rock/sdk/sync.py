@@ -46,6 +46,7 @@ from rock.wire.models import (
     Scope,
     TaskList,
 )
+from rock.wire.rhythm import EpisodeRhythm, RhythmView
 
 T = TypeVar("T")
 
@@ -449,6 +450,15 @@ class RockSync:
 
     def ledger(self, run_id: str) -> LedgerView:
         return self._loop.run(self._inner.ledger(run_id))
+
+    def report_rhythms(self, run_id: str, rhythms: Sequence[EpisodeRhythm]) -> None:
+        self._loop.run(self._inner.report_rhythms(run_id, rhythms))
+
+    def rhythms(self, run_id: str) -> list[RhythmView]:
+        return self._loop.run(self._inner.rhythms(run_id))
+
+    def rhythm(self, run_id: str, episode_id: str) -> EpisodeRhythm:
+        return self._loop.run(self._inner.rhythm(run_id, episode_id))
 
     def create_key(self, name: str, *, scope: Scope = "run", max_leases: int = 0, max_requests: int = 0) -> KeyView:
         return self._loop.run(

@@ -225,6 +225,21 @@ class TurnsRow(Base):
     )
 
 
+class RhythmRow(Base):
+    """Attention rhythm of one episode; ``summary`` is what a list shows of it."""
+
+    __tablename__ = "rhythms"
+    run_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    episode_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    step: Mapped[int] = mapped_column(Integer)
+    summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+    record: Mapped[dict[str, Any]] = mapped_column(JSON)
+    __table_args__ = (
+        ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
+        Index("ix_rhythms_run_id_step", "run_id", "step"),
+    )
+
+
 class LedgerRow(Base):
     """The ledger's sums, kept with every report in the same transaction; small, so that nobody scans episodes.
 

@@ -71,3 +71,50 @@ def test_what_does_not_exist_or_is_malformed_is_a_problem(served: Make) -> None:
             ] == "urn:rock:invalid-request"
 
     asyncio.run(main())
+
+
+def rhythm(number: int, step: int, **changes: Any) -> dict[str, Any]:
+    series = {name: [0.5, 1.5] for name in ("waad", "fai", "change", "gamma", "advantage", "entropy")}
+    flags = {"anchor": [True, False], "preplan": [False, True]}
+    tokens = {"tokens": ["look", " at", " it\x00"], "own": [1, 2]}
+    return {"episode_id": f"ep-{number}", "step": step, "task": "a", **tokens, **series, **flags, **changes}
+
+
+def test_attention_rhythms_are_listed_without_tokens_and_read_one_by_one(served: Make) -> None:
+    async def main() -> None:
+        async with served() as s:
+            run = await s.post("/runs", {"name": "first", "recipe": {}})
+            path = f"/runs/{run['id']}/rhythm"
+            assert await s.get(path) == []
+            coupling = {"anchors": 2.0, "followed": 1.0, "expected": 0.5}
+            for _ in range(2):  # at least once
+                await s.post(path, [rhythm(1, 3, coupling=coupling), rhythm(2, 4)], status=204)
+            listed = await s.get(path)
+            assert [(r["episode_id"], r["step"]) for r in listed] == [("ep-2", 4), ("ep-1", 3)]
+            assert listed[1]["coupling"]["followed"] == 1.0
+            assert "tokens" not in listed[0]
+            assert (await s.get(f"{path}/ep-1"))["tokens"] == ["look", " at", " it\x00"]
+            missing = await s.get(f"{path}/ep-7", status=404)
+            assert "ep-7" in missing["detail"]
+            assert (await s.get("/runs/run-none/rhythm", status=404))["status"] == 404
+            await s.post("/runs/run-none/rhythm", [rhythm(1, 1)], status=404)
+            short = await s.post(path, [rhythm(3, 1, waad=[1.0])], status=422)
+            assert "waad has 1 entries, expected 2" in str(short)
+
+    asyncio.run(main())
+
+
+def test_of_a_run_the_rhythms_of_the_latest_steps_are_kept(served: Make) -> None:
+    from rock.wire.rhythm import KEPT
+
+    async def main() -> None:
+        async with served() as s:
+            run, other = [(await s.post("/runs", {"name": n, "recipe": {}}))["id"] for n in ("first", "second")]
+            await s.post(f"/runs/{other}/rhythm", [rhythm(0, 0)], status=204)
+            await s.post(f"/runs/{run}/rhythm", [rhythm(n, n) for n in range(KEPT)], status=204)
+            await s.post(f"/runs/{run}/rhythm", [rhythm(KEPT, KEPT), rhythm(KEPT + 1, KEPT + 1)], status=204)
+            steps = [r["step"] for r in await s.get(f"/runs/{run}/rhythm")]
+            assert steps == list(range(KEPT + 1, 1, -1))
+            assert len(await s.get(f"/runs/{other}/rhythm")) == 1
+
+    asyncio.run(main())
