@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from types import FrameType
 from typing import Annotated
@@ -11,8 +10,9 @@ import typer
 from rich.console import Console
 
 from dashboard import server
+from dashboard.requirements import require_page
 from dashboard.server import Served
-from rock.sdk import InvalidRequest, PlatformUnavailable
+from rock.sdk import PlatformUnavailable
 from rock.sdk.home import resolve_url
 
 DEFAULT_PORT = 8501
@@ -51,7 +51,7 @@ def dashboard(
         out.print(f"A dashboard already runs: [bold]{already.url}[/]  (pid {already.pid})")
         out.print("Stop it with: rock dashboard --stop", style="dim")
         return
-    _require_streamlit()
+    require_page()
     if host not in server.LOOPBACK:
         out.print(f"[yellow]Listening on {host}: everybody who reaches this address can read the page.[/]")
     if detach:
@@ -91,15 +91,6 @@ def _announce(out: Console, served: Served, url: str | None) -> None:
         out.print(f"Platform:  {resolve_url(url)}")
     except PlatformUnavailable as error:
         out.print(f"Platform:  none yet. {error}", markup=False)
-
-
-def _require_streamlit() -> None:
-    missing = [name for name in ("streamlit", "plotly", "pandas") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InvalidRequest(
-            f"The dashboard needs {', '.join(missing)}, which this installation lacks.",
-            hint="Install it with: pip install 'rock-roll[dashboard]'",
-        )
 
 
 def _catch_signals() -> None:

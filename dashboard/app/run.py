@@ -10,10 +10,11 @@ import streamlit as st
 
 from dashboard import figures, frames, markup, snapshots, text
 from dashboard.app import common
-from dashboard.frames import MAX_POINTS, NOW_STEPS, Series
-from dashboard.palette import Theme, Tone
-from dashboard.sentences import ACTIVE, PACE_STEPS, VOID_WORRIES, RunFacts, run_facts, run_sentence
+from dashboard.frames import Series
+from dashboard.palette import Theme
+from dashboard.sentences import ACTIVE, run_facts, run_sentence
 from dashboard.snapshots import RunSnapshot
+from dashboard.tiles import outcome_window, run_tiles
 
 COLUMNS = 3  # of small charts
 AREAS_SHOWN = frozenset({"learner", "critic", "loss"})
@@ -47,37 +48,13 @@ def live() -> None:
         reading, f"last word of the trainer {text.ago(facts.heard_at, now)}", snap.run.id, snap.run.detail
     )
     common.show_banner(reading, run_sentence(snap.run, facts), note)
-    st.html(_tiles(facts, active=snap.run.status in ACTIVE))
+    st.html(run_tiles(facts, active=snap.run.status in ACTIVE))
     _measured(snap)
     _curves(snap)
     _ledger(snap)
     _others(snap.metrics)
     with st.expander("Recipe", expanded=False):
         st.json(snap.run.recipe, expanded=2)
-
-
-def _tiles(facts: RunFacts, *, active: bool) -> str:
-    window = f"mean of the last {NOW_STEPS} steps"
-    worried = facts.void_rate is not None and facts.void_rate > VOID_WORRIES
-    total = f" of {facts.total_steps:,}" if facts.total_steps else ""
-    return markup.tiles(
-        [
-            ("step", f"{facts.step:,}", f"{total.strip() or 'no end set'}, {text.duration(facts.step_s)} each", None),
-            ("success", text.percent(facts.success), window, Tone.GOOD if facts.success is not None else None),
-            ("reward", text.number(facts.reward), window, None),
-            (
-                "void",
-                text.percent(facts.void_rate, 1),
-                f"{facts.voids:,} of {text.plural(facts.episodes, 'episode')}",
-                Tone.VOID if worried else None,
-            ),
-            ("tokens/s", text.number(facts.tokens_per_s), window, None),
-            ("staleness", text.number(facts.staleness, 2), f"versions, max {text.number(facts.staleness_max)}", None),
-            ("time left", text.duration(facts.left_s), f"from the last {PACE_STEPS} steps", None)
-            if facts.left_s is not None
-            else ("took so far" if active else "took", text.duration(facts.took_s), "from its creation on", None),
-        ]
-    )
 
 
 def _measured(snap: RunSnapshot) -> None:
@@ -99,7 +76,7 @@ def _curves(snap: RunSnapshot) -> None:
             )
         )
         return
-    st.html(markup.heading("Success, reward and void rate", _window(len(metrics))))
+    st.html(markup.heading("Success, reward and void rate", outcome_window(len(metrics))))
     common.chart(figures.outcome_figure(metrics, common.theme()), "outcome")
     left, right = st.columns(2, gap="medium")
     with left:
@@ -116,16 +93,6 @@ def _curves(snap: RunSnapshot) -> None:
     if Series.STALENESS_AT_0.column(metrics) is not None:
         note = "share of each batch's samples by the versions between their start and their training"
         _one("Age of what was trained on", note, Series.STALENESS_AT_0, metrics, figures.staleness_histogram)
-
-
-def _window(points: int) -> str:
-    """What the lines of a chart with this many points are."""
-    parts = ["training episodes of each step"]
-    if points >= figures.SMOOTH_FROM:
-        parts.append(f"bold: mean of {NOW_STEPS} steps")
-    if points > MAX_POINTS:
-        parts.append(f"one point is the mean of {-(-points // MAX_POINTS)} steps")
-    return "; ".join(parts)
 
 
 def _one(

@@ -21,9 +21,10 @@ KNOWN = {
     "run.replay": "Redo a run's learner steps from its event log and compare the weights.",
     "train": "Train a model by reinforcement learning, from a recipe.",
     "dashboard": "Show fleet, runs and episodes in a browser.",
+    "report": "Write a run into one file: curves, ledger, incidents, recipe.",
 }
 
-EXTRAS = {"run.replay": "train"}
+EXTRAS = {"report": "dashboard", "run.replay": "train"}
 """Where the extra that a command needs is not called like the command."""
 
 
