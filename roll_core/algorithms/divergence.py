@@ -23,7 +23,8 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KLEstim
     if estimator == "k2":
         return 0.5 * difference.square()
     if estimator == "k3":
-        return (-difference).exp() - 1.0 + difference
+        bounded = difference.clamp(-20.0, 20.0)  # as far as ratios are told apart, and finite in float32
+        return (-bounded).exp() - 1.0 + bounded
     raise ValueError(f"unknown KL estimator {estimator!r}; expected k1, k2 or k3")
 
 

@@ -13,14 +13,15 @@ import copy
 import os
 import time
 from collections import defaultdict
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from roll_core.algorithms import LossInputs, kl_estimate, token_weights
+from roll_core.algorithms import LossInputs, TokenLoss, kl_estimate, token_weights
+from roll_core.algorithms.mismatch import MismatchMeter
 from roll_core.errors import CheckpointError
 from roll_core.learners.base import Scores
 from roll_core.learners.config import LearnerConfig
@@ -31,6 +32,40 @@ from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch, Weights
 
 _FILE = "learner.pt"
+
+
+@dataclass(slots=True)
+class _Step:
+    """One ``train_step`` while it lasts. ``telling``: the rows that have a gradient; ``version``: before it."""
+
+    batch: TrainBatch
+    lengths: list[int]
+    telling: set[int]
+    prox_BT: Tensor | None
+    reference_BT: Tensor | None
+    version: int
+    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    mismatch: MismatchMeter = field(default_factory=MismatchMeter)
+
+    def count(self, part: Any, loss: float, scored: Scored, token: TokenLoss) -> None:
+        """Add the sums of one micro-batch."""
+        batch, totals = self.batch, self.totals
+        mask_BT, behaviour_BT = batch.mask_BT[part], batch.behaviour_logprobs_BT[part]
+        lag_BT, logprobs_BT = self.version - batch.versions_BT[part], scored.logprobs_BT.detach()
+        totals["loss"] += loss
+        totals["count"] += mask_BT.sum().item()
+        totals["entropy"] += (scored.entropy_BT.detach() * mask_BT).sum().item()
+        totals["clip_fraction"] += (token.clipped_BT * mask_BT).sum().item()
+        totals["ratio_mean"] += (token.ratio_BT.detach() * mask_BT).sum().item()
+        gap_BT = (logprobs_BT - behaviour_BT).abs() * mask_BT
+        totals["behaviour_gap_mean"] += gap_BT.sum().item()
+        totals["behaviour_gap_max"] = max(totals["behaviour_gap_max"], gap_BT.max().item())
+        if token.weight_BT is not None:
+            totals["correction_weight"] += (token.weight_BT * mask_BT).sum().item()
+            totals["rejected"] += ((token.weight_BT == 0) * mask_BT).sum().item()
+        if not totals["updates"]:  # the policy is still the one that began the step
+            self.mismatch.add(logprobs_BT, behaviour_BT, mask_BT, lag_BT)
+        self.mismatch.add_clipped(token.clipped_BT, mask_BT, lag_BT)
 
 
 class TorchLearner:
@@ -77,21 +112,20 @@ class TorchLearner:
     def train_step(self, batch: TrainBatch, *, progress: float = 0.0) -> dict[str, float]:
         """All updates on one batch; the version rises by one. Metrics ``learner/…`` are means over the response tokens
         that were scored in all updates (rows without advantage are spared); ``behaviour_gap`` is
-        |log π_θ − log π_behave|, which on-policy measures engine against learner."""
+        |log π_θ − log π_behave|. Metrics ``mismatch/…`` are of the rows scored before the first of them, see
+        :class:`~roll_core.algorithms.mismatch.MismatchMeter`."""
         begin = time.perf_counter()
         self._decay = 1 + (self.config.lr_end - 1) * min(1.0, progress)
         batch = _to(batch, self._device)
         lengths = row_lengths(batch.mask_BT)
         telling = self._telling(batch)
-        prox_BT, reference_BT = self._prox(batch, lengths, telling), None
-        if self._penalised:
-            reference_BT = self._reference_logprobs(batch, lengths)
-        totals: dict[str, float] = defaultdict(float)
+        reference_BT = self._reference_logprobs(batch, lengths) if self._penalised else None
+        step = _Step(batch, lengths, telling, self._prox(batch, lengths, telling), reference_BT, self._version)
         for _ in range(self.config.epochs):
             for rows in self._minibatches(len(lengths)):
-                self._update_on(batch, rows, telling, lengths, prox_BT, reference_BT, totals)
+                self._update_on(step, rows)
         self._version += 1
-        return self._metrics(totals, batch, sum(lengths), time.perf_counter() - begin)
+        return self._metrics(step, time.perf_counter() - begin) | step.mismatch.values()
 
     def skip_step(self) -> dict[str, float]:
         """A new version with the same weights; optimizer, schedule and random state stay as they are."""
@@ -146,52 +180,40 @@ class TorchLearner:
             return None
         return self._no_grad_scores(self.model, batch.tokens_BT, batch.mask_BT, lengths, sorted(telling)).logprobs_BT
 
-    def _update_on(
-        self,
-        batch: TrainBatch,
-        rows: list[int],
-        telling: set[int],
-        lengths: list[int],
-        prox_BT: Tensor | None,
-        reference_BT: Tensor | None,
-        totals: dict[str, float],
-    ) -> None:
-        """One optimizer update on ``rows``; adds sums to ``totals``."""
-        c, options = self.config, self._loss.options
+    def _update_on(self, step: _Step, rows: list[int]) -> None:
+        """One optimizer update on ``rows``."""
+        batch, options = step.batch, self._loss.options
         weights_BT = torch.zeros_like(batch.mask_BT)
         weights_BT[rows] = token_weights(batch.mask_BT[rows], self._loss.aggregation, options.length)
-        for some in micro_batches([r for r in rows if r in telling], lengths, c.micro_batch_tokens):
-            part = (some, slice(0, lengths[some[0]]))
+        for some in micro_batches([r for r in rows if r in step.telling], step.lengths, self.config.micro_batch_tokens):
+            part = (some, slice(0, step.lengths[some[0]]))
             mask_BT, behaviour_BT = batch.mask_BT[part], batch.behaviour_logprobs_BT[part]
             scored = self._score(self.model, batch.tokens_BT[part], mask_BT)
-            prox_part_BT = scored.logprobs_BT.detach() if prox_BT is None else prox_BT[part]
-            inputs = LossInputs(scored.logprobs_BT, prox_part_BT, behaviour_BT, batch.advantages_BT[part], mask_BT)
+            prox_BT = scored.logprobs_BT.detach() if step.prox_BT is None else step.prox_BT[part]
+            inputs = LossInputs(scored.logprobs_BT, prox_BT, behaviour_BT, batch.advantages_BT[part], mask_BT)
             token = self._loss.per_token(inputs, options)
-            loss_BT = token.loss_BT
-            if c.entropy_coef:
-                bonus_BT = scored.entropy_BT
-                if batch.entropy_weight_BT is not None:
-                    bonus_BT = bonus_BT * batch.entropy_weight_BT[part]
-                loss_BT = loss_BT - c.entropy_coef * bonus_BT
-            if reference_BT is not None:
-                kl_BT = kl_estimate(scored.logprobs_BT, reference_BT[part], c.kl_estimator)
-                loss_BT = loss_BT + c.kl_coef * kl_BT
-                totals["kl"] += (kl_BT.detach() * mask_BT).sum().item()
+            loss_BT = token.loss_BT + self._regularisation(step, part, scored)
             loss = (loss_BT * weights_BT[part]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
+            step.count(part, loss.item(), scored, token)
+        norm, applied = self._apply(self.config.lr * self._decay)
+        step.totals["updates"] += 1
+        step.totals["skipped_updates"] += not applied
+        step.totals["grad_norm"] += norm
 
-            totals["loss"] += loss.item()
-            totals["count"] += mask_BT.sum().item()
-            totals["entropy"] += (scored.entropy_BT.detach() * mask_BT).sum().item()
-            totals["clip_fraction"] += (token.clipped_BT * mask_BT).sum().item()
-            totals["ratio_mean"] += (token.ratio_BT.detach() * mask_BT).sum().item()
-            gap_BT = (scored.logprobs_BT.detach() - behaviour_BT).abs() * mask_BT
-            totals["behaviour_gap_mean"] += gap_BT.sum().item()
-            totals["behaviour_gap_max"] = max(totals["behaviour_gap_max"], gap_BT.max().item())
-        norm, applied = self._apply(c.lr * self._decay)
-        totals["updates"] += 1
-        totals["skipped_updates"] += not applied
-        totals["grad_norm"] += norm
+    def _regularisation(self, step: _Step, part: Any, scored: Scored) -> Tensor | float:
+        """Per token: the divergence from the reference less the entropy bonus, with their coefficients."""
+        c, batch, loss_BT = self.config, step.batch, None
+        if c.entropy_coef:
+            bonus_BT = scored.entropy_BT
+            if batch.entropy_weight_BT is not None:
+                bonus_BT = bonus_BT * batch.entropy_weight_BT[part]
+            loss_BT = -c.entropy_coef * bonus_BT
+        if step.reference_BT is not None:
+            kl_BT = kl_estimate(scored.logprobs_BT, step.reference_BT[part], c.kl_estimator)
+            step.totals["kl"] += (kl_BT.detach() * batch.mask_BT[part]).sum().item()
+            loss_BT = c.kl_coef * kl_BT if loss_BT is None else loss_BT + c.kl_coef * kl_BT
+        return 0.0 if loss_BT is None else loss_BT
 
     def _apply(self, lr: float) -> tuple[float, bool]:
         """Clip, step and clear the accumulated gradient. Returns its norm and whether it was applied."""
@@ -207,16 +229,19 @@ class TorchLearner:
         self.model.zero_grad(set_to_none=True)
         return norm, applied
 
-    def _metrics(self, totals: dict[str, float], batch: TrainBatch, tokens: int, seconds: float) -> dict[str, float]:
+    def _metrics(self, step: _Step, seconds: float) -> dict[str, float]:
+        totals, batch = step.totals, step.batch
         count, updates = max(totals["count"], 1.0), totals["updates"]
         means = ["entropy", "clip_fraction", "ratio_mean", "behaviour_gap_mean"]
-        metrics = {name: totals[name] / count for name in (*means, *(["kl"] if self._penalised else []))}
+        means += ["kl"] if self._penalised else []
+        means += ["correction_weight", "rejected"] if self.config.correction else []
+        metrics = {name: totals[name] / count for name in means}
         metrics |= {name: totals[name] / updates for name in ("loss", "grad_norm")}
         metrics |= {name: totals[name] for name in ("behaviour_gap_max", "skipped_updates", "updates")}
         versions = batch.versions_BT[batch.mask_BT > 0]
         metrics |= {
             "lr": self._optimizers[0].param_groups[0]["lr"],
-            "tokens": float(tokens),
+            "tokens": float(sum(step.lengths)),
             "response_tokens": batch.mask_BT.sum().item(),
             "token_staleness": (self._version - 1 - versions.float()).mean().item() if len(versions) else 0.0,
             "step_s": seconds,
