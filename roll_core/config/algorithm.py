@@ -95,6 +95,13 @@ class Algorithm(Section):
     correction_band: tuple[float, float] = (0.99, 1.01)
     """Lowest and highest geometric mean of w that `sequence_band` lets pass."""
 
+    mismatch_kl: Annotated[float, Field(gt=0)] = 0.01
+    """Alarm when engine and learner differ by more than this on tokens of the same weights: KL (k3), nats a token."""
+    mismatch_ess: Share = 0.5
+    """Alarm when less than this share of a batch is left as effective sample size."""
+    mismatch_patience: Positive = 3
+    """Steps in a row until such an alarm is raised, and until it ends."""
+
     @field_validator("credit")
     @classmethod
     def _known_credit(cls, names: tuple[str, ...]) -> tuple[str, ...]:

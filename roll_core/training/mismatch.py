@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from roll_core.config import Recipe
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -52,6 +54,13 @@ def lines(kl_limit: float, ess_limit: float) -> tuple[Line, ...]:
             "algorithm.correction",
         ),
     )
+
+
+def drift_detector(recipe: Recipe) -> DriftDetector:
+    """With the recipe's limits."""
+    algorithm = recipe.algorithm
+    watched = lines(algorithm.mismatch_kl, algorithm.mismatch_ess)
+    return DriftDetector(watched, patience=algorithm.mismatch_patience)
 
 
 class DriftDetector:
