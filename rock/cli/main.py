@@ -24,6 +24,7 @@ from rock.cli import (
     quarantine,
     run,
     sandbox,
+    top,
     up,
     version,
 )
@@ -69,6 +70,7 @@ app.command("doctor", rich_help_panel=PLATFORM)(doctor.doctor)
 app.command("version", rich_help_panel=PLATFORM)(version.version)
 app.add_typer(node.app, name="node", rich_help_panel=PLATFORM)
 app.add_typer(key.app, name="key", rich_help_panel=PLATFORM)
+app.command("top", rich_help_panel=PLATFORM)(top.top)
 app.command("ps", rich_help_panel=SANDBOXES)(ps.ps)
 app.command("inspect", rich_help_panel=SANDBOXES)(sandbox.inspect)
 app.command("logs", rich_help_panel=SANDBOXES)(logs.logs)

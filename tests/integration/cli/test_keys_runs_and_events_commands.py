@@ -71,3 +71,16 @@ def test_runs_are_listed_and_their_ledgers_add_up(rock: Rock, rock_home: Path) -
     assert "run.started" in rock("events", "--run", run).stdout
     (event,) = json.loads(rock("events", "--kind", "run.started", "--json").stdout)
     assert event["subject"] == run
+
+
+def test_top_prints_one_picture_of_what_there_is(rock: Rock, rock_home: Path) -> None:
+    rock("up", "-d", *FAKE)
+    assert "No run yet" in rock("top", "--once").stdout
+    server = read_server(rock_home)
+    assert server is not None
+    with RockSync(server.url) as platform:
+        platform.create_run(RunCreate(name="night", recipe={}, total_steps=10))
+    shown = rock("top", "--once").stdout
+    assert "night" in shown
+    assert "starting" in shown
+    assert "0/10" in shown
