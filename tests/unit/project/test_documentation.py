@@ -16,11 +16,9 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from dashboard.cli import dashboard
+from rock.cli._contributed import entry_points
 from rock.cli.main import app
 from rock.runtimes.manifest import EnvManifest
-from roll_core.training.cli import train
-from roll_core.training.replay_cli import replay
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,12 +66,12 @@ def own_command(function: Any) -> click.Command:
     return typer.main.get_command(single)
 
 
-COMMANDS: dict[str, Any] = {
-    **typer.main.get_command(app).commands,  # type: ignore[attr-defined]
-    "train": own_command(train),
-    "dashboard": own_command(dashboard),
-}
-COMMANDS["run"].commands["replay"] = own_command(replay)
+COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+for entry in entry_points():
+    group, _, command_name = entry.name.rpartition(".")
+    target = entry.load()
+    command = typer.main.get_command(target) if isinstance(target, typer.Typer) else own_command(target)
+    (COMMANDS[group].commands if group else COMMANDS)[command_name] = command
 
 
 def calls(page: Path) -> Iterator[list[str]]:
