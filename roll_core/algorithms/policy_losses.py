@@ -25,13 +25,18 @@ LOG_RATIO_LIMIT = 20.0
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """All BT. ``logprobs_BT`` carries the gradient. Values outside the mask are ignored, whatever they are."""
+    """All BT. ``logprobs_BT`` carries the gradient, the others lose theirs here. Values outside the mask are ignored,
+    whatever they are."""
 
     logprobs_BT: Tensor
     prox_logprobs_BT: Tensor
     behaviour_logprobs_BT: Tensor
     advantages_BT: Tensor
     mask_BT: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("prox_logprobs_BT", "behaviour_logprobs_BT", "advantages_BT"):
+            object.__setattr__(self, name, getattr(self, name).detach())
 
 
 @dataclass(frozen=True, slots=True)

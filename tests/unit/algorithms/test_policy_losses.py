@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roll_core.algorithms import POLICY_LOSSES, LossInputs, aggregate, token_weights
+from roll_core.algorithms import ADVANTAGES as ALL_ADVANTAGES
+from roll_core.algorithms import POLICY_LOSSES, Aggregation, LossInputs, aggregate, token_weights
+from roll_core.algorithms.corrections import Correction, CorrectionSettings, corrected
+from roll_core.algorithms.divergence import KLEstimator
+from roll_core.config import algorithm as config
+from roll_core.config.algorithm import Algorithm
+
+torch.set_num_threads(1)
 
 NAMES = sorted(POLICY_LOSSES)
 THETA = torch.tensor([[0.5, 0.25, 0.1, 0.9], [0.6, 0.05, 0.3, 0.8]], dtype=torch.float64)
@@ -34,10 +43,11 @@ GOLDEN = {
     "tis": (0.183112, [[-0.1429, -0.119, -0.0714, 0], [0.0714, 0.0357, 0.0714, 0.0714]]),
     "cispo": (0.286105, [[-0.1714, -0.1143, -0.1429, 0], [0.0857, 0.0571, 0.0714, 0.0857]]),
     "topr": (0.380589, [[-0.1429, -0.1429, -0.1429, 0], [0.0714, 0.0357, 0.0714, 0.0714]]),
+    "gspo": (-0.210579, [[-0.1535, -0.1535, -0.1535, 0], [0, 0, 0, 0]]),
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_value_and_gradient_are_the_published_ones(name: str) -> None:
     value, gradient = GOLDEN[name]
     inputs = golden_inputs()
@@ -46,6 +56,37 @@ def test_value_and_gradient_are_the_published_ones(name: str) -> None:
     assert loss.item() == pytest.approx(value, abs=1e-6)
     assert inputs.logprobs_BT.grad is not None
     assert torch.allclose(inputs.logprobs_BT.grad, torch.tensor(gradient, dtype=torch.float64), atol=6e-5)
+
+
+def term(name: str, theta: float, prox: float, behave: float, a: float) -> tuple[float, float]:
+    """Loss of one token and its derivative by log π_θ, written out; for losses without published values."""
+    r, logp = theta / prox, math.log(theta)
+    if name in {"bnpo", "reinforce_pp"}:
+        inside = 0.8 < r < 1.2 or (r <= 0.8 and a > 0) or (r >= 1.2 and a < 0)
+        return max(-r * a, -min(max(r, 0.8), 1.2) * a), -r * a if inside else 0.0
+    if name == "rloo":
+        return -a * logp, -a
+    if name == "kimi":
+        return -a * logp + 0.05 * math.log(r) ** 2, -a + 0.1 * math.log(r)
+    weight = 2.0 if a > 0 else 0.5 * min(theta / behave, 1.0)
+    return -weight * a * logp, -weight * a
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(GOLDEN)))
+def test_value_and_gradient_are_those_of_the_formula_token_by_token(name: str) -> None:
+    inputs = golden_inputs()
+    changes = {"weight_positive": 2.0, "weight_negative": 0.5} if name == "weighted_topr" else {}
+    loss = POLICY_LOSSES[name].with_options(**changes)(inputs)
+    loss.backward()
+    per_row = name == "rloo"
+    weights = [1 / 2 if per_row else 1 / 7] * 7
+    places = [(row, t) for row in range(2) for t in range(4) if MASK[row, t]]
+    terms = [term(name, *(x[at].item() for x in (THETA, PROX, BEHAVE, ADVANTAGES))) for at in places]
+    assert loss.item() == pytest.approx(sum(w * value for w, (value, _) in zip(weights, terms, strict=True)))
+    assert inputs.logprobs_BT.grad is not None
+    for at, weight, (_, slope) in zip(places, weights, terms, strict=True):
+        assert inputs.logprobs_BT.grad[at].item() == pytest.approx(weight * slope), at
+    assert inputs.logprobs_BT.grad[0, 3] == 0
 
 
 @st.composite
@@ -139,3 +180,101 @@ def test_the_cap_bounds_the_importance_weight() -> None:
 def test_an_unknown_aggregation_is_refused() -> None:
     with pytest.raises(ValueError, match="sum"):
         aggregate(MASK, MASK, "sum")  # type: ignore[arg-type]
+
+
+def test_weighted_topr_at_one_is_topr() -> None:
+    x = golden_inputs()
+    assert torch.equal(POLICY_LOSSES["weighted_topr"](x), POLICY_LOSSES["topr"](x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(inputs=batches(), order=st.randoms(use_true_random=False), padding=st.integers(0, 5))
+def test_packing_rows_otherwise_changes_nothing(
+    name: str, inputs: LossInputs, order: random.Random, padding: int
+) -> None:
+    """Other order of rows, other padding: the same loss, and each token the same gradient."""
+    loss = POLICY_LOSSES[name].with_options(length=7)  # the padded length is the default divisor of constant-length
+    rows = list(range(len(inputs.mask_BT)))
+    order.shuffle(rows)
+    packed = LossInputs(
+        *(torch.nn.functional.pad(getattr(inputs, f.name)[rows], (0, padding)) for f in dataclasses.fields(LossInputs))
+    )
+    whole, other = loss(inputs), loss(packed)
+    assert torch.allclose(whole, other, atol=1e-12)
+    grads = [torch.autograd.grad(value, inputs.logprobs_BT)[0] for value in (whole, other)]
+    assert torch.allclose(*grads, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(inputs=batches())
+def test_the_gradient_flows_through_the_trained_log_probs_alone(name: str, inputs: LossInputs) -> None:
+    fields = ("prox_logprobs_BT", "behaviour_logprobs_BT", "advantages_BT")
+    others = {f: getattr(inputs, f).clone().requires_grad_() for f in fields}
+    x = dataclasses.replace(inputs, **others)
+    settings = CorrectionSettings(("token_weight", "token_veto", "sequence_band"), band=(0.1, 10.0))
+    for loss in (POLICY_LOSSES[name], corrected(POLICY_LOSSES[name], settings)):
+        wanted = [inputs.logprobs_BT, *others.values()]
+        first, *rest = torch.autograd.grad(loss(x), wanted, allow_unused=True)
+        assert first is not None
+        assert rest == [None, None, None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(
+    values=st.lists(st.sampled_from([0.0, -1e-30, -0.7, -20.0, -103.0, -1e4]), min_size=12, max_size=12),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_extreme_inputs_give_finite_losses_and_gradients(
+    name: str, values: list[float], scale: float, dtype: torch.dtype
+) -> None:
+    logp, prox, behave = torch.tensor(values, dtype=dtype).view(3, 2, 2)
+    advantages = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=dtype) * scale
+    x = LossInputs(logp.requires_grad_(), prox, behave, advantages, torch.ones(2, 2, dtype=dtype))
+    loss = POLICY_LOSSES[name](x)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(torch.autograd.grad(loss, x.logprobs_BT)[0]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(inputs=batches())
+def test_a_credit_factor_of_one_is_the_plain_loss_and_any_other_scales_its_token_only(
+    name: str, inputs: LossInputs
+) -> None:
+    plain, grad = gradient(name, inputs)
+    factor = torch.ones_like(inputs.advantages_BT)
+    same = gradient(name, dataclasses.replace(inputs, advantages_BT=inputs.advantages_BT * factor))
+    assert torch.equal(plain, same[0])
+    assert torch.equal(grad, same[1])
+    factor[0, 0] = 1.5  # always in the mask
+    _, shaped = gradient(name, dataclasses.replace(inputs, advantages_BT=inputs.advantages_BT * factor))
+    others = torch.ones_like(factor, dtype=torch.bool)
+    others[0, 0] = False
+    assert torch.equal(shaped[others], grad[others])
+
+
+@pytest.mark.parametrize("how", get_args(Aggregation))
+def test_every_aggregation_is_the_mean_that_its_name_says(how: Aggregation) -> None:
+    loss = torch.arange(8, dtype=torch.float64).view(2, 4)
+    expected = {
+        "token-mean": (0 + 1 + 2 + 4 + 5 + 6 + 7) / 7,
+        "seq-mean-token-mean": (3 / 3 + 22 / 4) / 2,
+        "seq-mean-token-sum": (3 + 22) / 2,
+        "constant-length": (3 + 22) / (2 * 10),
+    }
+    assert aggregate(loss, MASK, how, 10).item() == pytest.approx(expected[how])
+    empty = torch.cat((MASK, torch.zeros(1, 4, dtype=torch.float64)))
+    padded = torch.cat((loss, torch.full((1, 4), math.nan, dtype=torch.float64)))
+    assert aggregate(padded, empty, how, 10).item() == pytest.approx(expected[how])  # a row without a token
+
+
+def test_a_recipe_may_name_every_loss_every_advantage_and_every_aggregation() -> None:
+    def names(key: str) -> set[str]:
+        annotation = Algorithm.model_fields[key].annotation
+        return {n for part in (get_args(annotation) or (annotation,)) for n in (get_args(part) or (part,)) if n}
+
+    assert names("loss") == set(NAMES)
+    assert names("advantage") == {*ALL_ADVANTAGES, "gae", "gigpo"}
+    assert names("aggregation") - {type(None)} == set(get_args(Aggregation))
+    assert set(get_args(config.Correction)) == set(get_args(Correction))
+    assert set(get_args(config.KLEstimator)) == set(get_args(KLEstimator))
