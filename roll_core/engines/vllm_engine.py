@@ -44,6 +44,9 @@ _SHARED_MEMORY = Path("/dev/shm")
 _REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 _CPU_KV_CACHE_BYTES = 1 << 30
 _GIB = 1 << 30
+_LEAST_TEMPERATURE = 0.01
+"""vLLM raises what lies below, with a warning."""
+_SHUTDOWN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +138,23 @@ class VllmEngine:
             checkpoint = self._folder / "model"
             await asyncio.to_thread(save_weights, self.config, self._first.tensors, checkpoint, self._tokenizer)
             arguments = self._arguments(checkpoint)
-            # In this thread: vLLM ties itself to the running loop. It blocks while the model loads, before any rollout.
-            self._llm = self._make(arguments)
+            self._llm = await asyncio.to_thread(self._make, arguments)
             await self._llm.update_weight_version(str(self._first.version))
+            # The first pass ever takes seconds more than any other: they belong to the start.
+            await self.generate("warm-up", [0], SamplingParams(max_tokens=1))
         except BaseException:
             await self.close()
             raise
         shutil.rmtree(checkpoint)
         self._version = self._first.version
+        self._first = Weights(self._version, {})
 
     async def close(self) -> None:
         """Stop vLLM's processes. Requests still pending raise EngineDead. May be called twice."""
         self._death = self._death or EngineDead("the engine was closed")
         llm, self._llm = self._llm, None
         if llm is not None:
-            llm.shutdown()
+            await asyncio.to_thread(llm.shutdown, _SHUTDOWN_S)
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
@@ -212,7 +217,8 @@ class VllmEngine:
         self._meter.enter()
         try:
             last: Any = None
-            async for output in self._llm.generate({"prompt_token_ids": list(prompt_ids)}, theirs, request_id):
+            prompt = {"type": "token", "prompt_token_ids": list(prompt_ids)}
+            async for output in self._llm.generate(prompt, theirs, request_id):
                 last = output
             return _generation(last.outputs[0])
         except Exception as error:
@@ -240,6 +246,11 @@ class VllmEngine:
             raise ValueError(f"prompt ids must be within 0 … {self.config.vocab - 1}")
         if params.max_tokens < 1 or params.temperature < 0 or not 0 < params.top_p <= 1:
             raise ValueError(f"expected max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, found {params}")
+        if 0 < params.temperature < _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"vLLM samples no colder than temperature {_LEAST_TEMPERATURE}; {params.temperature} would be another "
+                "distribution than the one asked for. Take 0 (greedy), or more."
+            )
         if params.stop and self._tokenizer is None:
             raise ValueError("stop strings need an engine with a tokenizer")
         greedy = params.temperature == 0
