@@ -15,7 +15,8 @@ from roll_core.engines.router import Router
 from roll_core.engines.torch_engine import TorchEngine
 from roll_core.engines.vllm_engine import VllmEngine, VllmOptions
 from roll_core.errors import RecipeError
-from roll_core.learners.base import Critics, Learner
+from roll_core.learners.actor_attn import AttentionReader
+from roll_core.learners.base import ActorAttn, Critics, Learner
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.critics import CriticLearner, CriticSettings, ValueModel
 from roll_core.learners.torch_learner import TorchLearner
@@ -33,6 +34,7 @@ from roll_core.rollout.prompting import (
 )
 from roll_core.rollout.sessions import LocalSessions, SessionFactory
 from roll_core.rollout.tasks import TaskQueue
+from roll_core.training.credit_flow import rhythm_settings
 from roll_core.training.demonstrations import Demonstration, DemoSettings
 from roll_core.training.roles import Roles
 from roll_core.types import Weights
@@ -152,7 +154,27 @@ def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
 
 def make_roles(recipe: Recipe, model: CausalLM) -> Roles:
     """Whoever takes part in a learner step. ``model`` is the policy, trained in place."""
-    return Roles(make_learner(recipe, model), make_critics(recipe, model))
+    learner = make_learner(recipe, model)
+    return Roles(learner, make_critics(recipe, model), make_actor_attn(recipe, model, learner))
+
+
+def make_actor_attn(recipe: Recipe, model: CausalLM, learner: Learner) -> ActorAttn | None:
+    """Whoever reads the policy's attention; None where ``algorithm.credit`` does without.
+
+    The torch learner's parameters are read where they are; of another learner's this keeps a copy.
+    """
+    if "rhythm" not in recipe.algorithm.credit:
+        return None
+    shared = isinstance(learner, TorchLearner)
+    return AttentionReader(
+        learner.model if isinstance(learner, TorchLearner) else model,
+        rhythm_settings(recipe),
+        shared=shared,
+        micro_batch_tokens=recipe.learner.micro_batch_tokens,
+        record=recipe.rhythm.record,
+        temperature=recipe.rollout.temperature,
+        device=recipe.learner.device,
+    )
 
 
 def make_critics(recipe: Recipe, model: CausalLM) -> Critics | None:

@@ -9,7 +9,9 @@ start     an episode was admitted: ``id``, group ``g``, ``task``, ``seed``, ``v`
 end       an episode ended: outcome ``o``, and per turn ``t`` the context ``c``, the sampled ids ``i``, their versions
           ``v`` as [version, count] runs, their behaviour log-probs ``l`` (base64 of little-endian float32)
 book      the account that the episode ended on
-batch     the learner took these groups at version ``v``; ``progress`` is what its schedules were told
+batch     the learner took these groups at version ``v``; ``progress`` is what its schedules were told, ``threads``
+          torch's threads in it, where not the process's
+tune      from ``step`` on rollout goes on by this ``alpha`` and redundancy, and ``why``
 update    it made version ``v`` of them, whose weights have this digest
 publish   every engine samples with ``v``
 save      a checkpoint of ``step`` is whole on the disk
@@ -29,6 +31,7 @@ import sys
 import time
 from array import array
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from typing import Any
 import torch
 
 from rock.domain.outcome import Completed, Outcome, Truncated, Void, VoidCause
+from roll_core.rollout.machine import Pace
 from roll_core.rollout.work import Booking, EpisodeSpec
 from roll_core.training.lines import Lines
 from roll_core.types import Generation, Group, Trajectory, Turn, Weights
@@ -59,7 +63,10 @@ class EventSink:
     def booked(self, booking: Booking) -> None:
         pass
 
-    def batch(self, step: int, version: int, progress: float, groups: Sequence[Group]) -> None:
+    def batch(self, step: int, version: int, progress: float, groups: Sequence[Group], *, threads: int = 0) -> None:
+        pass
+
+    def tuned(self, step: int, pace: Pace, why: str) -> None:
         pass
 
     def updated(self, step: int, weights: Weights) -> None:
@@ -102,9 +109,13 @@ class EventLog(EventSink):
         self._ended.discard(booking.episode_id)
         self._write("book", id=booking.episode_id, as_=str(booking.state), step=booking.step)
 
-    def batch(self, step: int, version: int, progress: float, groups: Sequence[Group]) -> None:
+    def batch(self, step: int, version: int, progress: float, groups: Sequence[Group], *, threads: int = 0) -> None:
         members = [[g.id, g.task, [m.id for m in g.members]] for g in groups]
-        self._write("batch", step=step, v=version, progress=progress, groups=members)
+        own = {"threads": threads} if threads else {}
+        self._write("batch", step=step, v=version, progress=progress, groups=members, **own)
+
+    def tuned(self, step: int, pace: Pace, why: str) -> None:
+        self._write("tune", step=step, why=why, **asdict(pace))
 
     def updated(self, step: int, weights: Weights) -> None:
         self._write("update", step=step, v=weights.version, weights=digest(weights))

@@ -11,32 +11,26 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from rock.domain.outcome import LedgerState
-from roll_core.config import Recipe
-from roll_core.engines.base import Engine
+from rock.sdk import EpisodeRhythm
 from roll_core.errors import EngineDead, PlatformOutage
-from roll_core.rollout.backoff import OutageGuard
-from roll_core.rollout.concurrency import ConcurrencyController, ConcurrencySettings
-from roll_core.rollout.episode import Player
-from roll_core.rollout.machine import RolloutMachine
 from roll_core.rollout.pipeline import Pipeline
-from roll_core.rollout.regulator import Regulator
-from roll_core.rollout.roofline import goodput
-from roll_core.rollout.scheduler import Scheduler, Slots
+from roll_core.rollout.scheduler import Scheduler
 from roll_core.rollout.work import Booking
-from roll_core.training.checkpoint import CheckpointStore, TrainerState
-from roll_core.training.evaluate import evaluate
-from roll_core.training.event_log import EventSink
-from roll_core.training.metrics import Rate, RolloutMeter, engine_values, staleness
-from roll_core.training.progress import Display
-from roll_core.training.reporting import Reporter
-from roll_core.training.roles import Roles
+from roll_core.training.checkpoint import TrainerState
+from roll_core.training.evaluate import Evaluator
+from roll_core.training.metrics import Rate, RolloutMeter, engine_values, members, staleness
+from roll_core.training.mismatch import drift_detector
+from roll_core.training.parts import Parts
+from roll_core.training.reporting import report_rhythms
+from roll_core.training.rhythm_record import recorded
+from roll_core.training.steering import Steering
 from roll_core.training.update import update
-from roll_core.training.watchdog import Watch, within
-from roll_core.training.worker import Worker
+from roll_core.training.watchdog import within
+from roll_core.training.worker import torch_threads
+from roll_core.training.worker_time import StepTimes
 from roll_core.types import Group, Trajectory, Weights
 
 log = logging.getLogger(__name__)
@@ -50,26 +44,10 @@ class Summary:
     success_before: Rate | None
     success_after: Rate | None
     elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything the loop works with, made by ``assembly``."""
-
-    recipe: Recipe
-    engine: Engine
-    roles: Roles
-    player: Player
-    machine: RolloutMachine
-    slots: Slots
-    guard: OutageGuard
-    eval_tasks: Sequence[str]
-    checkpoints: CheckpointStore
-    reporter: Reporter
-    display: Display
-    worker: Worker
-    events: EventSink
-    run_id: str
+    work: dict[str, float] = field(default_factory=dict)
+    """Roofline and bubble of all steps together, named as in the metrics."""
+    advice: str = ""
+    """How to tune the run, by what it measured."""
 
 
 class Trainer:
@@ -83,8 +61,9 @@ class Trainer:
         self._saved_step = self.step if resumed else -1
         self._started_s: float | None = None
         self._meter = RolloutMeter()
-        self._regulating: asyncio.Task[None] | None = None
+        self._drift = drift_detector(parts.recipe)
         self._batch_progress = 0.0
+        self._rhythms: list[EpisodeRhythm] = []
         self._scheduler = Scheduler(
             parts.machine,
             parts.player,
@@ -103,34 +82,39 @@ class Trainer:
             state=self._state,
             on_published=parts.events.published,
         )
+        self._steering = Steering(parts, self._scheduler, lambda: self._pipeline.learning)
+        self._evaluator = Evaluator(parts, self._state)
         parts.events.begin(parts.run_id, self.step, parts.roles.weights())
         if resumed:
             for trajectory in resumed.machine.kept:  # the log's older parts may be gone
                 parts.events.ended(trajectory)
             self._scheduler.carry_out(parts.machine.restore(resumed.machine))
+            self._steering.resumed(resumed.machine.pace)
 
     async def run(self) -> Summary:
         """Evaluate, train, evaluate. Raises what made the run impossible; then, too, nothing is left in flight."""
         evaluating = self._recipe.evaluation.tasks > 0
         try:
             if evaluating and self._before is None:
-                self._before = await self._evaluate("before")
+                self._before = await self._evaluator.measure("before", self.step)
             if self._saved_step < 0:
                 await self._save()
             await self._train()
             await self._pipeline.settled()
             await self._scheduler.close()
             await self._save()
-            after = await self._evaluate("after") if evaluating else None
+            after = await self._evaluator.measure("after", self.step) if evaluating else None
         except (PlatformOutage, EngineDead, asyncio.CancelledError):
             if not self._pipeline.learning:  # else learner and machine are a step apart: the last checkpoint must do
                 await self._save()
             raise
         finally:
-            self._stop_regulating()
+            self._steering.stop()
             await self._pipeline.close()
             await self._scheduler.close()
-        return Summary(self.step, self._before, after, self._elapsed_s())
+        return Summary(
+            self.step, self._before, after, self._elapsed_s(), self._steering.work(), self._steering.advice()
+        )
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +123,7 @@ class Trainer:
         await self._p.reporter.status("training")
         self._p.display.phase("reinforcement learning", training.steps, self.step)
         self._started_s = time.monotonic()
-        self._regulate()
+        self._steering.start()
         self._scheduler.resume()
         while self.step < training.steps and await self._one_step():
             if self.step % checkpoint.every_steps == 0:
@@ -148,62 +132,54 @@ class Trainer:
             if every and self.step % every == 0 and self.step < training.steps:
                 await self._evaluate_between()
         self._scheduler.pause()
-        self._stop_regulating()
-
-    def _regulate(self) -> None:
-        """Let the engine's pressure decide how many episodes are played at once, up to the recipe's number."""
-        rollout = self._recipe.rollout
-        if not rollout.adaptive_concurrency:
-            return
-        controller = ConcurrencyController(
-            ConcurrencySettings(ceiling=rollout.concurrency), min(rollout.concurrency, self._p.engine.stats().slots)
-        )
-        regulator = Regulator(controller, self._p.engine, self._scheduler, self._p.slots)
-        self._regulating = asyncio.get_running_loop().create_task(regulator.run(), name="adaptive concurrency")
-        self._regulating.add_done_callback(self._regulated)
-
-    def _regulated(self, task: asyncio.Task[None]) -> None:
-        """It runs until it is cancelled; if it ends by itself nobody else would notice."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._scheduler.fail(error)
-
-    def _stop_regulating(self) -> None:
-        if self._regulating is not None:
-            self._regulating.cancel()
-            self._regulating = None
-            self._p.slots.resize(self._recipe.rollout.concurrency)  # evaluation is not held back
+        self._steering.stop()
 
     async def _one_step(self) -> bool:
         """Whether there was time for it."""
-        stats, started_s = self._p.engine.stats(), time.monotonic()
+        stats, started_s = members(self._p.engine), time.monotonic()
+        self._steering.step_began()
         groups = await self._next_batch()
         if groups is None:
             return False
         got_s = time.monotonic()
         version = self._p.roles.version
         self._batch_progress = self._progress()
-        self._p.events.batch(self.step + 1, version, self._batch_progress, groups)
+        threads = self._steering.learner_threads
+        self._p.events.batch(self.step + 1, version, self._batch_progress, groups, threads=threads)
         learned = await self._pipeline.train_on(groups)
         self.step += 1
         ended_s = time.monotonic()
+        times = StepTimes(ended_s - started_s, learned.learner_s, learned.publish_wait_s)
         values = dict(learned.values)
         values |= self._meter.values() | staleness(groups, version)
-        values |= engine_values(stats, self._p.engine.stats(), ended_s - started_s)
+        values |= engine_values(stats, members(self._p.engine), ended_s - started_s)
         values |= {
             "time/batch_wait_s": got_s - started_s,
             "time/learner_s": learned.learner_s,
             "time/publish_wait_s": learned.publish_wait_s,
             "time/step_s": ended_s - started_s,
             "rollout/in_flight": float(self._scheduler.running),
-            "rollout/goodput": self._goodput(),
             "rollout/concurrency": float(self._p.slots.total),
             "rollout/filtered_in_a_row": float(self._p.machine.filtered_in_a_row),
         }
+        values |= self._steering.step_ended(self.step, times, groups, self._meter)
+        values |= await self._watch_mismatch(learned.values)
         self._meter = RolloutMeter()
+        if "rhythm/time_s" in values:
+            values["rhythm/share_of_step"] = values["rhythm/time_s"] / max(values["time/step_s"], 1e-9)
+        report_rhythms(self._p.reporter, self._rhythms)
         self._p.reporter.metrics(self.step, values)
         self._p.display.step(self.step, values)
         self._p.reporter.check()
         return True
+
+    async def _watch_mismatch(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Tell of a drift between engine and learner, and of its end: in log and metrics, and as the run's detail."""
+        for notice in self._drift.observe(values):
+            log.log(logging.WARNING if notice.raised else logging.INFO, "step %d: %s", self.step, notice.text)
+            self._p.display.note(notice.text)
+            await self._p.reporter.status("training", notice.text)
+        return {"mismatch/alarm": float(len(self._drift.raised))}
 
     async def _next_batch(self) -> tuple[Group, ...] | None:
         """None when the time budget ends before a batch is ready."""
@@ -223,16 +199,16 @@ class Trainer:
 
     def _learn(self, groups: tuple[Group, ...]) -> tuple[dict[str, float], Weights]:
         """In the learner's thread."""
-        values = update(self._recipe, self._p.roles, groups, self._batch_progress)
+        version = self._p.roles.version
+        with torch_threads(self._steering.learner_threads):
+            values = update(self._recipe, self._p.roles, groups, self._batch_progress)
+        if self._p.tokenizer is not None and self._p.roles.actor_attn is not None:
+            self._rhythms = recorded(
+                self._recipe, self._p.roles, groups, step=self.step + 1, version=version, tokenizer=self._p.tokenizer
+            )
         weights = self._p.roles.weights()
         self._p.events.updated(self.step + 1, weights)
         return values, weights
-
-    def _goodput(self) -> float:
-        """Share of the tokens, of all training episodes that have ended, that were trained on."""
-        accounts = self._p.machine.ledger.snapshot().accounts
-        ended = sum(a.tokens for state, a in accounts.items() if state is not LedgerState.EVALUATED)
-        return goodput(accounts[LedgerState.TRAINED].tokens, ended)
 
     def _progress(self) -> float:
         """The share of the run that is over, by steps or by time, whichever is further on."""
@@ -257,46 +233,10 @@ class Trainer:
     async def _evaluate_between(self) -> None:
         self._scheduler.pause()
         await self._pipeline.settled()
-        await self._evaluate(f"after {self.step} steps")
+        await self._evaluator.measure(f"after {self.step} steps", self.step)
         self._p.display.phase("reinforcement learning", self._recipe.training.steps, self.step)
         await self._p.reporter.status("training")
         self._scheduler.resume()
-
-    async def _evaluate(self, when: str) -> Rate:
-        evaluation = self._recipe.evaluation
-        await self._p.reporter.status("evaluating")
-        self._p.display.phase(f"evaluation {when}", evaluation.tasks)
-        sampling = replace(self._p.player.sampling, temperature=evaluation.temperature, top_p=1.0)
-        done = 0
-
-        deadline_s = self._recipe.training.batch_deadline_s
-        watch = Watch(f"an episode of the evaluation {when}", deadline_s, self._state)
-
-        def booked(booking: Booking) -> None:
-            nonlocal done
-            if booking.state is LedgerState.EVALUATED:
-                watch.progressed()
-            done += booking.state is LedgerState.EVALUATED
-            self._p.display.advance(done)
-            self._p.events.booked(booking)
-            self._p.reporter.episode(booking, phase="eval", split=self._recipe.env.eval_split)
-
-        evaluating = evaluate(
-            self._p.eval_tasks,
-            evaluation.tasks,
-            evaluation.seed,
-            replace(self._p.player, sampling=sampling, limits=replace(self._p.player.limits, max_invalid_turns=0)),
-            self._p.machine,
-            self._p.slots,
-            self._p.guard,
-            outage_s=self._recipe.platform.outage_s,
-            on_booked=booked,
-        )
-        rate = await watch.over(evaluating)
-        self._p.reporter.metrics(self.step, {"eval/success": rate.rate, "eval/low": rate.low, "eval/high": rate.high})
-        self._p.display.note(f"success {when}: {rate}")
-        self._p.reporter.check()
-        return rate
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rock.domain.outcome import Completed, Truncated, Void
-from roll_core.engines.base import EngineStats
+from roll_core.engines.base import Engine, EngineStats
+from roll_core.engines.router import Router
 from roll_core.types import Group, Trajectory
 
 Z_95 = 1.959963984540054
@@ -58,6 +59,10 @@ class RolloutMeter:
     generate_s: float = 0.0
     env_s: float = 0.0
     recoveries: int = 0
+    longest_s: float = 0.0
+    """The longest episode, its environment included."""
+    latency_s: list[float] = field(default_factory=list)
+    """Of each episode, the mean of its environment's steps."""
 
     def add(self, trajectory: Trajectory) -> None:
         self.recoveries += trajectory.recoveries
@@ -70,7 +75,10 @@ class RolloutMeter:
         self.turns += len(trajectory.turns)
         self.tokens += trajectory.generated_tokens
         self.generate_s += sum(t.generate_s for t in trajectory.turns)
-        self.env_s += sum(t.env_s for t in trajectory.turns)
+        env_s = sum(t.env_s for t in trajectory.turns)
+        self.env_s += env_s
+        self.longest_s = max(self.longest_s, env_s + sum(t.generate_s for t in trajectory.turns))
+        self.latency_s.append(env_s / max(1, len(trajectory.turns)))
 
     def values(self) -> dict[str, float]:
         ended = self.counted + self.voids
@@ -87,6 +95,7 @@ class RolloutMeter:
                 "rollout/tokens": self.tokens / self.counted,
                 "rollout/generate_s": self.generate_s / self.counted,
                 "rollout/env_s": self.env_s / self.counted,
+                "rollout/longest_s": self.longest_s,
             }
         return values
 
@@ -116,13 +125,33 @@ def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
     }
 
 
-def engine_values(before: EngineStats, after: EngineStats, wall_s: float) -> dict[str, float]:
-    prompt = after.prefilled_tokens - before.prefilled_tokens
-    cached = after.cached_tokens - before.cached_tokens
-    return {
-        "rollout/tokens_per_s": (after.generated_tokens - before.generated_tokens) / max(wall_s, 1e-9),
-        "engine/busy": (after.busy_s - before.busy_s) / max(wall_s, 1e-9),
+def members(engine: Engine) -> tuple[EngineStats, ...]:
+    """The counters of each engine, always as many of them."""
+    return engine.members() if isinstance(engine, Router) else (engine.stats(),)
+
+
+def engine_values(before: Sequence[EngineStats], after: Sequence[EngineStats], wall_s: float) -> dict[str, float]:
+    """Of all engines together, ``engine/busy`` as their mean; and of each, ``engine/I/…``, where there are several."""
+    each = [_one_engine(old, new, max(wall_s, 1e-9)) for old, new in zip(before, after, strict=True)]
+    prompt = sum(new.prefilled_tokens - old.prefilled_tokens for old, new in zip(before, after, strict=True))
+    cached = sum(new.cached_tokens - old.cached_tokens for old, new in zip(before, after, strict=True))
+    values = {
+        "rollout/tokens_per_s": sum(one["tokens_per_s"] for one in each),
+        "engine/busy": sum(one["busy"] for one in each) / len(each),
         "engine/cached": cached / (prompt + cached) if prompt + cached else 0.0,
-        "engine/running": float(after.running),
-        "engine/waiting": float(after.waiting),
+        "engine/running": sum(one["running"] for one in each),
+        "engine/waiting": float(sum(new.waiting for new in after)),
+        "engine/restarts": float(sum(new.restarts for new in after)),
+    }
+    if len(each) > 1:
+        values |= {f"engine/{i}/{name}": value for i, one in enumerate(each) for name, value in one.items()}
+    return values
+
+
+def _one_engine(before: EngineStats, after: EngineStats, wall_s: float) -> dict[str, float]:
+    return {
+        "tokens_per_s": (after.generated_tokens - before.generated_tokens) / wall_s,
+        "busy": (after.busy_s - before.busy_s) / wall_s,
+        "running": float(after.running),
+        "version": float(after.version),
     }

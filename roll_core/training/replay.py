@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from roll_core.training.event_log import FILE, decode, digest
 from roll_core.training.lines import Place, read, read_at
 from roll_core.training.run import RunDirectory
 from roll_core.training.update import update
+from roll_core.training.worker import torch_threads
 from roll_core.types import Group
 
 
@@ -44,6 +45,8 @@ class LoggedStep:
     progress: float
     groups: tuple[LoggedGroup, ...]
     weights: str = ""
+    threads: int = 0
+    """Torch's threads in it; 0: those of the process."""
 
     @property
     def whole(self) -> bool:
@@ -93,10 +96,12 @@ def read_timeline(directory: Path) -> Timeline:
                 LoggedGroup(group, task, tuple(ids), tuple(ends.pop(i, None) for i in ids))
                 for group, task, ids in record["groups"]
             )
-            steps[record["step"]] = LoggedStep(record["step"], record["v"], record["progress"], groups)
+            steps[record["step"]] = LoggedStep(
+                record["step"], record["v"], record["progress"], groups, threads=record.get("threads", 0)
+            )
         elif kind == "update" and record["step"] in steps:
             old = steps[record["step"]]
-            steps[old.step] = LoggedStep(old.step, old.version, old.progress, old.groups, record["weights"])
+            steps[old.step] = replace(old, weights=record["weights"])
     if not begins:
         raise RecordError(f"{directory} has no event log to replay; checkpoint.event_log_mb of its recipe was 0.")
     return Timeline(steps, begins, threads)
@@ -121,7 +126,8 @@ def replay(directory: RunDirectory, *, first: int | None = None, last: int | Non
     yield Replayed(step, logged or weights, weights)
     for number in range(step + 1, end + 1):
         found = timeline.steps[number]
-        update(recipe, roles, _groups(found), found.progress)
+        with torch_threads(found.threads):
+            update(recipe, roles, _groups(found), found.progress)
         yield Replayed(number, found.weights, digest(roles.weights()))
 
 

@@ -18,20 +18,22 @@ import torch
 from roll_core.config import Recipe, load_recipe, to_yaml
 from roll_core.errors import CheckpointError
 from roll_core.learners.torch_learner import TorchLearner
-from roll_core.models import CausalLM, Tokenizer
+from roll_core.models import CausalLM, ModelConfig, Tokenizer
 from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.prompting import Prompter
 from roll_core.rollout.scheduler import Slots
 from roll_core.rollout.sessions import SessionFactory
 from roll_core.rollout.tasks import TaskQueue
 from roll_core.training import assembly
-from roll_core.training.checkpoint import CheckpointStore, TrainerState, load_state
+from roll_core.training.checkpoint import CheckpointStore, load_state
 from roll_core.training.demonstrations import Demonstration, collect
 from roll_core.training.event_log import EventLog, EventSink
 from roll_core.training.imitation import ImitationSettings, imitate, to_sample
-from roll_core.training.loop import Parts, Summary, Trainer
+from roll_core.training.loop import Summary, Trainer
+from roll_core.training.parts import Parts
 from roll_core.training.progress import Display
 from roll_core.training.reporting import Reporter
+from roll_core.training.roles import Roles
 from roll_core.training.watchdog import Watch, within
 from roll_core.training.worker import Worker
 
@@ -101,31 +103,39 @@ async def train(
         torch.set_num_threads(recipe.training.threads)
     torch.manual_seed(recipe.training.seed)
     worker = Worker("learner")
-    slots = Slots(recipe.rollout.concurrency)
-    guard = OutageGuard(free=recipe.rollout.concurrency, rng=random.Random(recipe.training.seed))
-    tasks = await sessions.tasks(recipe.env.train_split)
-    eval_tasks = await sessions.tasks(recipe.env.eval_split) if recipe.evaluation.tasks else ()
-    keep_first = recipe.checkpoint.event_log_mb > 0
-    checkpoints = directory.checkpoints(recipe.checkpoint.keep, keep_first=keep_first)
-    latest = checkpoints.latest()
-    resumed: TrainerState | None = load_state(latest) if latest else None
     try:
-        if resumed is None:
-            warm = _WarmStart(recipe, sessions, slots, guard, reporter, display, worker, demo_cache)
-            demo_split = recipe.warm_start.split or recipe.env.train_split
-            tokenizer, model = await warm.run(await sessions.tasks(demo_split))
-            tokenizer.save(directory.tokenizer)
-        else:
-            tokenizer = Tokenizer.load(directory.tokenizer)
-            model = assembly.make_model(recipe, tokenizer)
-        roles = assembly.make_roles(recipe, model)
-        if latest is not None:
-            roles.load(latest / "learner")
-        engine = assembly.make_engine(recipe, model.config, roles.weights(), tokenizer)
+        return await _Run(recipe, directory, sessions, reporter, display, worker, demo_cache).play()
+    finally:
+        worker.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What :func:`train` was called with, and a thread for the learner."""
+
+    recipe: Recipe
+    directory: RunDirectory
+    sessions: SessionFactory
+    reporter: Reporter
+    display: Display
+    worker: Worker
+    demo_cache: Path
+
+    async def play(self) -> Summary:
+        recipe, sessions = self.recipe, self.sessions
+        slots = Slots(recipe.rollout.concurrency)
+        guard = OutageGuard(free=recipe.rollout.concurrency, rng=random.Random(recipe.training.seed))
+        tasks = await sessions.tasks(recipe.env.train_split)
+        eval_tasks = await sessions.tasks(recipe.env.eval_split) if recipe.evaluation.tasks else ()
+        checkpoints = self.directory.checkpoints(recipe.checkpoint.keep, keep_first=recipe.checkpoint.event_log_mb > 0)
+        latest = checkpoints.latest()
+        resumed = load_state(latest) if latest else None
+        tokenizer, roles, config = await self._policy(latest, slots, guard)
+        engine = assembly.make_engine(recipe, config, roles.weights(), tokenizer)
+        identity, events = self.directory.identity(), self.directory.events(recipe)
         prompter = assembly.make_prompter(recipe, tokenizer)
-        await within("starting the engine", engine.start(), recipe.training.step_deadline_s, lambda: "")
-        identity, events = directory.identity(), directory.events(recipe)
         try:
+            await within("starting the engine", engine.start(), recipe.training.step_deadline_s, lambda: "")
             parts = Parts(
                 recipe=recipe,
                 engine=engine,
@@ -136,18 +146,37 @@ async def train(
                 guard=guard,
                 eval_tasks=eval_tasks,
                 checkpoints=checkpoints,
-                reporter=reporter,
-                display=display,
-                worker=worker,
+                reporter=self.reporter,
+                display=self.display,
+                worker=self.worker,
                 events=events,
                 run_id=identity.run_id,
+                tokenizer=tokenizer,
             )
             return await Trainer(parts, resumed=resumed).run()
         finally:
             events.close()
             await engine.close()
-    finally:
-        worker.close()
+
+    async def _policy(
+        self, latest: Path | None, slots: Slots, guard: OutageGuard
+    ) -> tuple[Tokenizer, Roles, ModelConfig]:
+        """From the checkpoint ``latest``, else from a warm start."""
+        recipe = self.recipe
+        if latest is None:
+            warm = _WarmStart(
+                recipe, self.sessions, slots, guard, self.reporter, self.display, self.worker, self.demo_cache
+            )
+            demo_split = recipe.warm_start.split or recipe.env.train_split
+            tokenizer, model = await warm.run(await self.sessions.tasks(demo_split))
+            tokenizer.save(self.directory.tokenizer)
+        else:
+            tokenizer = Tokenizer.load(self.directory.tokenizer)
+            model = assembly.make_model(recipe, tokenizer)
+        roles = assembly.make_roles(recipe, model)
+        if latest is not None:
+            roles.load(latest / "learner")
+        return tokenizer, roles, model.config
 
 
 @dataclass(frozen=True, slots=True)
