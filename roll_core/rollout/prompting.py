@@ -10,10 +10,15 @@ commands, and the answer as ``<think>…</think><action>…</action>``.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from roll_core.errors import RecipeError
+
+log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -26,6 +31,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def id_of(self, token: str) -> int: ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]: ...
 
 
 class ChatTemplate(Protocol):
@@ -113,14 +121,21 @@ class TranscriptPrompter:
 
 
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_SYSTEM = "\u2063system\u2063"
 _USER = "\u2063user\u2063"
 _ASSISTANT = "\u2063assistant\u2063"
+_THOUGHT = "\u2063thought\u2063"
 
 
 class ChatPrompter:
     """A chat template, kept incremental: between two answers stands what the template puts around one user turn.
 
-    What the environment says is encoded apart from the template around it, so that it cannot forge special tokens.
+    The conversation is never rendered again, so nothing that was sampled can change under the policy's feet. Where a
+    template would rewrite history (it drops the thoughts of earlier answers, or moves the system prompt to the last
+    user turn) the conversation therefore stays as it was sampled: ``rewrites_history`` says so.
+
+    Between two answers the ids are those of the rendered text as a whole. What the environment says is encoded apart
+    only if it would otherwise make a special token, or break one.
     """
 
     stop: tuple[str, ...] = ()
@@ -135,29 +150,46 @@ class ChatPrompter:
         rules: TextRules,
         show_admissible: bool,
     ) -> None:
-        """``end_token`` ends an answer in this template, e.g. ``<|im_end|>``."""
+        """``end_token`` ends an answer in this template, e.g. ``<|im_end|>``. Raises RecipeError when the template
+        never writes it after an answer, or loses what it is given."""
         self._tokenizer = tokenizer
         self._end_token = end_token
         self._rules = rules
         self._show_admissible = show_admissible
         self.stop_token_ids: tuple[int, ...] = (tokenizer.id_of(end_token),)
-        user = {"role": "user", "content": _USER}
-        start = [{"role": "system", "content": system}] if system else []
-        self._first = template.render([*start, user], add_generation_prompt=True)
-        dialogue = [{"role": "user", "content": "…"}, {"role": "assistant", "content": _ASSISTANT}, user]
-        self._next = template.render(dialogue, add_generation_prompt=True).split(_ASSISTANT, 1)[1]
+        self._first = _opening(template, system)
+        self._next = _between(template)
+        # An answer that was cut gets all of it; one that ended itself what follows its end.
+        _, found, self._after_end = self._next.partition(end_token)
+        if not found:
+            raise RecipeError(
+                f"prompt.end_token {end_token!r} does not end an answer in this chat template, which goes on with "
+                f"{self._next.replace(_USER, '…')!r} after one. Name the token that does."
+            )
+        self.rewrites_history = _rewrites_history(template)
+        if self.rewrites_history:
+            log.info("the chat template rewrites earlier answers; the conversation keeps them as they were sampled")
 
     def opening(self, observation: Any, info: Mapping[str, Any]) -> list[int]:
         return self._around(self._first, observation, info)
 
     def following(self, observation: Any, info: Mapping[str, Any], sampled: Sequence[int]) -> list[int]:
-        ended = bool(sampled) and sampled[-1] in self.stop_token_ids  # then the policy has sampled the end itself
-        return self._around(self._next.removeprefix(self._end_token) if ended else self._next, observation, info)
+        if not sampled or sampled[-1] not in self.stop_token_ids:
+            return self._around(self._next, observation, info)
+        # Tokenizers treat the very first word of a text in their own way: what follows the end is read after it.
+        ids = self._around(self._end_token + self._after_end, observation, info)
+        assert ids[0] == self.stop_token_ids[0]
+        return ids[1:]
 
     def _around(self, template: str, observation: Any, info: Mapping[str, Any]) -> list[int]:
         before, after = template.split(_USER, 1)
-        user = self._tokenizer.encode(self._user(observation, info))
-        return self._tokenizer.encode(before, specials=True) + user + self._tokenizer.encode(after, specials=True)
+        user = self._user(observation, info)
+        encode, specials = self._tokenizer.encode, set(self._tokenizer.special_tokens.values())
+        whole = encode(before + user + after, specials=True)
+        parts = (encode(before, specials=True), encode(after, specials=True))
+        if [i for i in whole if i in specials] == [i for part in parts for i in part if i in specials]:
+            return whole
+        return [*parts[0], *encode(user), *parts[1]]
 
     def _user(self, observation: Any, info: Mapping[str, Any]) -> str:
         text = self._rules(observation)
@@ -175,3 +207,47 @@ class ChatPrompter:
     def demonstrate(self, action: str) -> list[int]:
         answer = self._tokenizer.encode(f"<action>{action}</action>")
         return [*answer, *self.stop_token_ids]
+
+
+def _opening(template: ChatTemplate, system: str) -> str:
+    """The text in front of the first answer, with :data:`_USER` in it. A template that knows no system role (it raises,
+    or leaves the prompt out) gets the system prompt at the head of the first user turn."""
+    user = {"role": "user", "content": _USER}
+    if not system:
+        return _kept(template.render([user], add_generation_prompt=True), _USER)
+    try:
+        text = template.render([{"role": "system", "content": _SYSTEM}, user], add_generation_prompt=True)
+    except Exception as error:  # noqa: BLE001 - a template is somebody's program and raises what it likes
+        log.info("the chat template takes no system prompt (%s): it goes to the head of the first turn", error)
+        text = ""
+    if _SYSTEM not in text or _USER not in text:
+        text = template.render([{"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}], add_generation_prompt=True)
+    return _kept(_kept(text, _SYSTEM).replace(_SYSTEM, system), _USER)
+
+
+def _between(template: ChatTemplate) -> str:
+    """The text from the end of an answer to the beginning of the next, with :data:`_USER` in it."""
+    dialogue = [
+        {"role": "user", "content": "…"},
+        {"role": "assistant", "content": _ASSISTANT},
+        {"role": "user", "content": _USER},
+    ]
+    text = _kept(template.render(dialogue, add_generation_prompt=True), _ASSISTANT)
+    return _kept(text.split(_ASSISTANT, 1)[1], _USER)
+
+
+def _kept(text: str, mark: str) -> str:
+    if text.count(mark) != 1:
+        raise RecipeError(
+            f"the chat template renders a message {text.count(mark)} times where it should once: {text!r}. A recipe "
+            "with another template, or prompt.format=transcript, is needed."
+        )
+    return text
+
+
+def _rewrites_history(template: ChatTemplate) -> bool:
+    """Whether an earlier answer looks different once the conversation has gone on."""
+    answer = f"<think>\n{_THOUGHT}\n</think>\n\n{_ASSISTANT}"
+    user = {"role": "user", "content": "…"}
+    dialogue = [user, {"role": "assistant", "content": answer}, user]
+    return answer not in template.render(dialogue, add_generation_prompt=True)
