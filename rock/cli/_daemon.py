@@ -96,6 +96,15 @@ def become_guardian(settings: Settings) -> NoReturn:
     os.execve(argv[0], argv, _environ(settings))
 
 
+def start_guardian(settings: Settings) -> subprocess.Popen[bytes]:
+    """Another guardian of this process, which serves ``settings``, in place of one that died. Raises StorageError."""
+    argv = _guardian.argv_of(settings.home, _server_argv(settings), adopt=os.getpid())
+    try:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, env=_environ(settings))
+    except OSError as error:
+        raise storage_error(error) from error
+
+
 def _server_argv(settings: Settings) -> list[str]:
     return [sys.executable, "-m", "rock.cli", "up", *settings.arguments()]
 

@@ -1,30 +1,40 @@
 """The process that serves: the platform of a state directory from its lock to its last sandbox.
 
 Invariants: the lock and the port are had before anything is started; ``server.json`` names an address that answers, or
-one that its guardian brings back; however serving ends in order, what the platform owns is removed, unless it was asked
-to leave the sandboxes.
+one that its guardian brings back; a guardian that dies gets a successor; however serving ends in order, what the
+platform owns is removed, unless it was asked to leave the sandboxes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
+import random
 import signal
 import socket
 import sys
 from dataclasses import dataclass, replace
 
+import psutil
+
 from rock.api.app import create_app
 from rock.api.log_lines import log_to_stderr
 from rock.api.server import serve as serve_api
-from rock.cli import _state
+from rock.cli import _daemon, _state
 from rock.cli._guardian import GUARDIAN_ENV, RESTARTED_ENV
 from rock.cli._output import say
 from rock.cli._settings import Settings
 from rock.cluster.local import Platform
-from rock.domain.errors import Conflict
-from rock.sdk.home import server_path
+from rock.domain.backoff import Backoff, BackoffPolicy
+from rock.domain.errors import Conflict, RockError
+from rock.sdk.home import read_server, server_path
+
+log = logging.getLogger(__name__)
+
+# How soon a guardian that died has a successor.
+_LOOK_S = 1.0
 
 
 def serve(settings: Settings) -> None:
@@ -66,8 +76,9 @@ async def _run(settings: Settings, guarding: Guarding) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
     platform = await Platform.open(settings.platform())
     keep = False
+    guarded = asyncio.create_task(_keep_guarded(settings, platform, guarding))
     if guarding.why:
-        platform.control.note_restart(guarding.why)
+        platform.control.note("control.restarted", guarding.why)
     try:
         await serve_api(
             create_app(platform.control),
@@ -77,9 +88,35 @@ async def _run(settings: Settings, guarding: Guarding) -> None:
         )
         keep = platform.control.keep_sandboxes
     finally:
+        guarded.cancel()
+        await asyncio.gather(guarded, return_exceptions=True)
         # From here on the address no longer answers.
         server_path(settings.home).unlink(missing_ok=True)
         await platform.close(keep_sandboxes=keep)
+
+
+async def _keep_guarded(settings: Settings, platform: Platform, guarding: Guarding) -> None:
+    """Start another guardian when ours has died, if we had one."""
+    pid, _ = guarding.guardian
+    if not pid:
+        return
+    backoff = Backoff(BackoffPolicy(base_s=_LOOK_S, cap_s=60.0), random.Random())
+    while os.getppid() == pid:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(_LOOK_S)
+    while True:
+        try:
+            guardian = await asyncio.to_thread(_daemon.start_guardian, settings)
+            identity = (guardian.pid, psutil.Process(guardian.pid).create_time())
+            server = await asyncio.to_thread(read_server, settings.home)
+            if server is not None and server.url:
+                await asyncio.to_thread(_state.publish, settings.home, server.url, identity)
+            platform.control.note("guardian.restarted", f"guardian {pid} died; {guardian.pid} takes its place")
+            pid = guardian.pid
+            while guardian.poll() is None:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(_LOOK_S)
+        except (RockError, psutil.NoSuchProcess) as error:
+            log.warning("no other guardian could be started yet: %s", error)
+        await asyncio.sleep(backoff.failed(asyncio.get_running_loop().time()))
 
 
 def _ready(settings: Settings, platform: Platform, url: str, guarding: Guarding) -> None:

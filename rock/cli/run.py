@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Look at training runs and their ledgers.")
 
-STATUS_STYLE = {"completed": "green", "failed": "bold red", "interrupted": "yellow", "training": "bold green"}
+STATUS_STYLE = {
+    "completed": "green",
+    "failed": "bold red",
+    "interrupted": "yellow",
+    "paused": "yellow",
+    "training": "bold green",
+}
 
 
 @app.command("list")

@@ -21,7 +21,7 @@ RUNTIMES = ("auto", "docker", "bubblewrap", "fake")
 def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background.")] = False,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Elsewhere than loopback needs ROCK_KEY.")
+        str, typer.Option(help="Address to listen on. Elsewhere than loopback needs ROCK_KEY, or a stored key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 for a free one.")] = 7625,
     runtime: Annotated[
@@ -63,6 +63,7 @@ def up(
       rock up -d --ray 10.0.0.1:6379
       rock up --port 8000 --runtime bubblewrap --home /data/rock
       ROCK_KEY=$(cat key) rock up -d --host 0.0.0.0
+      rock key create me --scope admin && rock down && rock up -d --host 0.0.0.0
     """
     from rock.cli import _daemon
     from rock.cli._guardian import GUARDIAN_ENV
@@ -74,7 +75,6 @@ def up(
         raise typer.BadParameter(f"{runtime!r} is none of {', '.join(RUNTIMES)}", param_hint="--runtime")
     if nodes and ray:
         raise typer.BadParameter("nodes are either processes here or Ray's machines, not both", param_hint="--ray")
-    _refuse_open_door(host)
     directory = rock_home(home)
     os.environ["ROCK_HOME"] = str(directory)
     settings = Settings(
@@ -92,7 +92,9 @@ def up(
         from rock.cli._server import serve
 
         serve(settings)
-    elif (running := _daemon.running_soon(directory)) is not None:
+        return
+    _refuse_open_door(settings)
+    if (running := _daemon.running_soon(directory)) is not None:
         _already(running)
     elif detach:
         _start_or_find(settings)
@@ -124,10 +126,16 @@ def _pools(items: list[str]) -> dict[str, int]:
     return pools
 
 
-def _refuse_open_door(host: str) -> None:
-    if host not in LOOPBACK and not os.environ.get("ROCK_KEY"):
+def _refuse_open_door(settings: Settings) -> None:
+    """Before anything is started; the server, which looks again, would say the same seconds later."""
+    if settings.host in LOOPBACK or os.environ.get("ROCK_KEY"):
+        return
+    from rock.cli._keys import admin_keys
+
+    if not admin_keys(settings):
         raise typer.BadParameter(
-            f"{host} can be reached from other machines; set ROCK_KEY to a secret, which clients then need",
+            f"{settings.host} can be reached from other machines; set ROCK_KEY to a secret, which clients then need, "
+            "or make a key first, on the loopback: `rock key create me --scope admin`",
             param_hint="--host",
         )
 

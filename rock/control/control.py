@@ -136,11 +136,9 @@ class Control:
         self.leases.sandbox_changed(view)
         self.history.add_sandbox(view)
 
-    def note_restart(self, why: str) -> None:
-        """For the record: this control plane is the successor of one that died."""
-        self.history.add_event(
-            EventView(at=datetime.now(UTC), kind="control.restarted", subject=self._config.instance, detail=why)
-        )
+    def note(self, kind: str, detail: str) -> None:
+        """For the record, of the platform as a whole: ``control.restarted``, ``guardian.restarted``."""
+        self.history.add_event(EventView(at=datetime.now(UTC), kind=kind, subject=self._config.instance, detail=detail))
 
     def request_shutdown(self, *, keep_sandboxes: bool = False) -> None:
         self.keep_sandboxes = keep_sandboxes

@@ -245,8 +245,8 @@ class LeaseService:
     def drain(self, name: str, why: str) -> int:
         """Begin to move the leases on the node that can be moved; how many it still has."""
         for held in self._book.held():
-            if held.node == name and held.bound and held.recovers:
-                self._lost(held, why)
+            if held.node == name:
+                self._move(held, why)
         return sum(1 for held in self._book.held() if held.node == name and held.bound)
 
     async def rebind(self, lease_id: str, request: RecoverRequest) -> LeaseView:
@@ -305,9 +305,19 @@ class LeaseService:
             self._rebinding.discard(held.node, held.sandbox_id, why)
             self._ended_in_loss(held, outcome.reason)
 
-    def _rebound(self, lease: StoredLease, why: str, took_s: float) -> None:
-        self.counters.recovered += 1
-        self.counters.by_cause[why.partition(":")[0]] += 1
+    def _move(self, held: Held, why: str) -> None:
+        """To another sandbox, off one that is well: neither a loss nor evidence of anything."""
+        if self._book.move(held.lease_id, held.epoch) is None:
+            return
+        lease = self._records.get(held.lease_id)
+        assert lease is not None, held.lease_id
+        self._event("lease.moving", held.lease_id, f"sandbox {held.sandbox_id}: {why}", held.node, lease.run_id)
+        self._rebinding.begin(lease, why, lost=False)
+
+    def _rebound(self, lease: StoredLease, why: str, took_s: float, lost: bool) -> None:
+        if lost:
+            self.counters.recovered += 1
+            self.counters.by_cause[why.partition(":")[0]] += 1
         detail = f"sandbox {lease.sandbox_id} under epoch {lease.epoch}, found in {took_s:.3f} s; before: {why}"
         self._event("lease.rebound", lease.id, detail, lease.node, lease.run_id)
 

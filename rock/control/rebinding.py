@@ -42,7 +42,7 @@ _SNAPSHOT_TRIES = 2
 
 
 class Rebinding:
-    """``claims`` are the claims under way by lease, with their epoch; ``done(lease, why, took_s)`` and
+    """``claims`` are the claims under way by lease, with their epoch; ``done(lease, why, took_s, lost)`` and
     ``given_up(lease_id, why)`` are told how it ended."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Rebinding:
         claims: dict[str, int],
         clock: Clock,
         *,
-        done: Callable[[StoredLease, str, float], None],
+        done: Callable[[StoredLease, str, float, bool], None],
         given_up: Callable[[str, str], None],
     ) -> None:
         self._nodes = nodes
@@ -69,10 +69,10 @@ class Rebinding:
         self._leftovers: set[asyncio.Task[None]] = set()
         self._condemned: dict[str, asyncio.Event] = {}
 
-    def begin(self, lease: StoredLease, why: str) -> None:
-        """Find ``lease``, which is unbound now, another sandbox; end the one it had."""
-        self.discard(lease.node, lease.sandbox_id, why)
-        task = asyncio.get_running_loop().create_task(self._rebind(lease, why), name=f"rebind {lease.id}")
+    def begin(self, lease: StoredLease, why: str, *, lost: bool = True) -> None:
+        """Find ``lease``, which is unbound now, another sandbox; end the one it had, which is ``lost`` or in the way."""
+        self.discard(lease.node, lease.sandbox_id, why, evidence_s=_EVIDENCE_WAIT_S if lost else 0.0)
+        task = asyncio.get_running_loop().create_task(self._rebind(lease, why, lost), name=f"rebind {lease.id}")
         self._running[lease.id] = task
         task.add_done_callback(lambda ended: self._ended(lease.id, ended))
 
@@ -103,7 +103,7 @@ class Rebinding:
 
     # --- the replacement
 
-    async def _rebind(self, lease: StoredLease, why: str) -> None:
+    async def _rebind(self, lease: StoredLease, why: str, lost: bool) -> None:
         began = self._clock.now()
         deadline = asyncio.get_running_loop().time() + RECOVERY_WAIT_S
         backoff = Backoff(BackoffPolicy(base_s=0.1, cap_s=2.0), random.Random())
@@ -127,7 +127,7 @@ class Rebinding:
                 continue
             if moved is not None:
                 await self._records.move(moved)
-                self._done(moved, why, self._clock.now() - began)
+                self._done(moved, why, self._clock.now() - began, lost)
             return
 
     async def _attempt(self, lease: StoredLease, epoch: int, wait_s: float, tried: set[str]) -> StoredLease | None:
@@ -191,12 +191,12 @@ class Rebinding:
 
     # --- the lost one
 
-    def discard(self, node: str, sandbox_id: str, why: str) -> None:
-        """End a sandbox that lost its lease, whether or not its node thinks so already."""
+    def discard(self, node: str, sandbox_id: str, why: str, *, evidence_s: float = _EVIDENCE_WAIT_S) -> None:
+        """End a sandbox that lost its lease, whether or not its node thinks so already: it has ``evidence_s`` to."""
         if node not in self._nodes:
             return
         over = self._condemned[sandbox_id] = asyncio.Event()
-        task = asyncio.get_running_loop().create_task(self._discard(node, sandbox_id, over, why))
+        task = asyncio.get_running_loop().create_task(self._discard(node, sandbox_id, over, why, evidence_s))
         self._leftovers.add(task)
         task.add_done_callback(self._leftovers.discard)
 
@@ -209,10 +209,10 @@ class Rebinding:
         if (over := self._condemned.get(sandbox_id)) is not None:
             over.set()
 
-    async def _discard(self, node_name: str, sandbox_id: str, over: asyncio.Event, why: str) -> None:
+    async def _discard(self, node_name: str, sandbox_id: str, over: asyncio.Event, why: str, evidence_s: float) -> None:
         node = self._nodes.get(node_name)
         try:
-            async with asyncio.timeout(_EVIDENCE_WAIT_S):
+            async with asyncio.timeout(evidence_s):
                 if (await node.sandbox(sandbox_id)).state in HELD:
                     await over.wait()
         except NotFound:

@@ -44,6 +44,8 @@ class Held:
     recovers: bool = False
     recoveries: int = 0
     """How often another sandbox took the place of a lost one."""
+    moving: bool = False
+    """It is unbound because somebody wants its sandbox gone, not because that failed."""
     bound: bool = True
     """False: ``sandbox_id`` is lost, and ``epoch`` is that of the latest attempt to replace it."""
     ends_at: float = inf
@@ -147,6 +149,18 @@ class LeaseBook:
         self._held[lease_id] = unbound = replace(held, bound=False)
         return unbound
 
+    def move(self, lease_id: str, epoch: int) -> Held | None:
+        """Its sandbox of ``epoch`` is well and to be given up for another one: now it is unbound, and this is no loss.
+
+        None as of :meth:`lose`, and if the lease does not recover: then it stays where it is.
+        """
+        held = self._held.get(lease_id)
+        if held is None or not held.bound or held.epoch != epoch or not held.recovers:
+            return None
+        del self._by_sandbox[held.sandbox_id]
+        self._held[lease_id] = unbound = replace(held, bound=False, moving=True)
+        return unbound
+
     def _too_often(self, held: Held, now: float) -> str:
         """Why this was one loss too many; empty if it was not."""
         rule = self._policy.intensity
@@ -180,7 +194,8 @@ class LeaseBook:
             return None
         if (other := self._by_sandbox.get(sandbox_id)) is not None:
             raise Conflict(f"sandbox {sandbox_id} is held by lease {other}")
-        bound = replace(held, sandbox_id=sandbox_id, node=node, recoveries=held.recoveries + 1, bound=True)
+        recoveries = held.recoveries + (not held.moving)
+        bound = replace(held, sandbox_id=sandbox_id, node=node, recoveries=recoveries, bound=True, moving=False)
         self._held[lease_id] = bound
         self._by_sandbox[sandbox_id] = lease_id
         return bound

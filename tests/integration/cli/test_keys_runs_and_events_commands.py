@@ -40,6 +40,11 @@ def test_keys_close_the_door_and_limit_who_comes_in(rock: Rock) -> None:
     (only,) = json.loads(rock("key", "list", "--json", env=admin).stdout)
     assert only["scope"] == "admin"
     rock("down")
+    assert (
+        "has keys" in rock("up", "-d", *FAKE, "--host", "0.0.0.0", env={"ROCK_KEY": ""}).stdout
+    )  # a stored one will do
+    assert rock("ps", env=admin).returncode == 0
+    rock("down")
     assert "has keys" in rock("up", "-d", *FAKE).stdout  # without one it says so instead of waiting for nothing
 
 

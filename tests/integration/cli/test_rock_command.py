@@ -167,8 +167,11 @@ def test_a_key_is_asked_for(rock: Rock) -> None:
     rock("ps", env={"ROCK_KEY": "secret"})
 
 
-def test_an_open_door_without_a_key_is_refused(rock: Rock) -> None:
-    assert "ROCK_KEY" in rock("up", *FAKE, "--host", "0.0.0.0", code=2, env={"ROCK_KEY": ""}).stderr
+def test_an_open_door_without_a_key_is_refused(rock: Rock, rock_home: Path) -> None:
+    told = " ".join(rock("up", *FAKE, "--host", "0.0.0.0", code=2, env={"ROCK_KEY": ""}).stderr.split())
+    assert "ROCK_KEY" in told
+    assert "rock key create" in told
+    assert not (rock_home / "rock.db").exists()
 
 
 def test_docker_without_permission_is_explained(rock: Rock, rock_home: Path) -> None:

@@ -84,6 +84,15 @@ class LeaseBookMachine(RuleBasedStateMachine):
             assert outcome.sandbox_failed
             self._ended(lease)
 
+    @rule(lease=leases, behind=st.integers(0, 2))
+    def somebody_wants_its_sandbox_gone(self, lease: str, behind: int) -> None:
+        bound = lease in self.bound() and not behind
+        recovers = bound and self.book.get(lease).recovers
+        moving = self.book.move(lease, self.last.get(lease, 1) - behind)
+        assert (moving is not None) == recovers
+        if moving is not None:
+            self.unbound.add(lease)
+
     @rule(lease=leases)
     def control_tries(self, lease: str) -> None:
         epoch = self.book.attempt(lease)
@@ -174,6 +183,19 @@ def test_a_lease_that_loses_too_many_sandboxes_ends_with_the_reason() -> None:
     assert isinstance(book.lose("ls-1", book.get("ls-1").epoch, reason="killed", now=5), Ended)
     with pytest.raises(SandboxLost, match="more than 3 sandboxes within 60 s: killed"):
         book.get("ls-1")
+
+
+def test_being_moved_is_no_loss_however_often() -> None:
+    book = LeaseBook(policy=RecoveryPolicy(total=2))
+    book.grant("ls-1", "sb-0", node="n", epoch=1, ttl_s=600, now=0, recovers=True)
+    for n in range(1, 30):
+        assert book.move("ls-1", book.get("ls-1").epoch) is not None
+        assert book.move("ls-1", book.get("ls-1").epoch) is None, "it is under way"
+        book.rebind("ls-1", f"sb-{n}", node="n", epoch=book.attempt("ls-1") or 0)
+    assert book.get("ls-1").recoveries == 0
+    assert isinstance(book.lose("ls-1", book.get("ls-1").epoch, reason="killed", now=1), Held)
+    book.rebind("ls-1", "sb-x", node="n", epoch=book.attempt("ls-1") or 0)
+    assert book.get("ls-1").recoveries == 1, "a loss after a move counts again"
 
 
 def test_a_lease_may_lose_many_over_a_long_time_but_not_endlessly_many() -> None:
