@@ -1,7 +1,8 @@
 """actor_attn: the policy that gives its attention away (arXiv 2510.13554), for the credit of attention rhythm.
 
 Invariants: it speaks of the policy at the start of the update; rows without advantage are spared, as in the learner,
-and have zeros; the mean over a set of heads is taken per row, from that row's own head spans.
+and have zeros; the mean over a set of heads is taken per row, from that row's own head spans. What people are to see of
+a batch is chosen here, before the update, because afterwards the policy is another.
 
 Shape legend: B rows, T tokens, N heads of all layers that are looked at.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from roll_core.algorithms.rhythm import RhythmSettings, head_sets
 from roll_core.learners.base import Rhythm
-from roll_core.learners.logprobs import micro_batches, row_lengths
+from roll_core.learners.logprobs import micro_batches, row_lengths, score
 from roll_core.models.attention import MAP_ELEMENTS, HeadRhythm, chosen_layers, head_rhythm
 from roll_core.models.checkpoint import load_tensors
 from roll_core.models.lora import plain_copy
@@ -37,19 +38,45 @@ class Attended:
     """bool."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The last batch that was read. ``batch`` is the very object, so that later its advantages are the final ones."""
+
+    batch: TrainBatch
+    rows: tuple[int, ...]
+    """Those that were read."""
+    attended: Attended
+    shown: tuple[int, ...]
+    """Those that people are to see, in step with ``entropy_ST``."""
+    entropy_ST: Tensor
+    """Of the policy before the update, nats."""
+
+
 class AttentionReader:
     """An :class:`~roll_core.learners.base.ActorAttn`."""
 
     def __init__(
-        self, model: CausalLM, settings: RhythmSettings, *, shared: bool, micro_batch_tokens: int = 8192
+        self,
+        model: CausalLM,
+        settings: RhythmSettings,
+        *,
+        shared: bool,
+        micro_batch_tokens: int = 8192,
+        record: int = 0,
+        temperature: float = 1.0,
+        device: str | None = None,
     ) -> None:
         """``shared``: ``model`` is the one that the learner trains in place, so it is always the present policy and
-        nothing is ever copied. Otherwise this keeps a copy that :meth:`load_weights` brings up to date."""
-        self.model = model if shared else plain_copy(model).requires_grad_(False)
+        nothing is ever copied. Otherwise this keeps a copy, on ``device``, that :meth:`load_weights` brings up to date.
+        ``record``: rows of each batch that people are to see; ``temperature``: of sampling, for their entropy."""
+        self.model = model if shared else plain_copy(model).requires_grad_(False).to(device)
         self.layers = chosen_layers(model.config.layers, settings.layers)
         self.settings = settings
+        self.last: Reading | None = None
         self._shared = shared
         self._micro_batch_tokens = micro_batch_tokens
+        self._record = record
+        self._temperature = temperature
 
     def load_weights(self, weights: Weights) -> None:
         """Be the policy of this version. Raises CheckpointError when the weights are another model's."""
@@ -57,7 +84,26 @@ class AttentionReader:
             load_tensors(self.model, weights.tensors)
 
     def rhythm(self, batch: TrainBatch) -> Rhythm:
-        return self.attended(batch.tokens_BT, batch.mask_BT, telling_rows(batch)).rhythm
+        """Rows without advantage are zero; where the advantages are not known yet (all 0), every row is read."""
+        rows = telling_rows(batch) or list(range(len(batch.mask_BT)))
+        attended = self.attended(batch.tokens_BT, batch.mask_BT, rows)
+        shown = self._shown(rows, int(batch.versions_BT.max()))
+        entropies = [self.entropy(batch.tokens_BT[row : row + 1], batch.mask_BT[row : row + 1]) for row in shown]
+        entropy_ST = torch.cat(entropies) if entropies else torch.zeros(0, batch.mask_BT.shape[1])
+        self.last = Reading(batch, tuple(rows), attended, tuple(shown), entropy_ST)
+        return attended.rhythm
+
+    def _shown(self, rows: list[int], version: int) -> list[int]:
+        """Another place in the batch with every version, so that not always the first group is seen."""
+        count = min(self._record, len(rows))
+        return sorted(rows[(version * 7 + i * len(rows) // count) % len(rows)] for i in range(count))
+
+    @torch.no_grad()
+    def entropy(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Entropy of the present policy where each token of the mask was sampled, nats, BT on the CPU."""
+        device = self.model.model.embed_tokens.weight.device
+        scored = score(self.model, tokens_BT.to(device), mask_BT.to(device), temperature=self._temperature)
+        return scored.entropy_BT.cpu()
 
     def attended(self, tokens_BT: Tensor, mask_BT: Tensor, rows: list[int] | None = None) -> Attended:
         """The rhythm of ``rows`` (all of them), zeros in the others; on the CPU."""

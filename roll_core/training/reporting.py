@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rock.domain.errors import Fault, RockError
 from rock.domain.outcome import Truncated, Void, outcome_label
-from rock.sdk import EpisodeRecord, MetricPoint, QuotaExceeded, Rock, RunStatus, RunUpdate, TurnRecord
+from rock.sdk import EpisodeRecord, EpisodeRhythm, MetricPoint, QuotaExceeded, Rock, RunStatus, RunUpdate, TurnRecord
 from roll_core.errors import PlatformOutage
 from roll_core.rollout.work import Booking
 from roll_core.training.lines import Lines
@@ -24,6 +24,7 @@ from roll_core.types import Trajectory, Turn
 
 Phase = Literal["warm_start", "train", "eval"]
 _BATCH = 64
+RHYTHMS = "rhythm.jsonl"
 _RETRY_S = 2.0
 _CLOSE_MARGIN_S = 30.0
 """For a report that is under way when the patience ends."""
@@ -45,12 +46,27 @@ class Reporter(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsRhythms(Protocol):
+    """A reporter that also keeps attention rhythms; the others need not know of them."""
+
+    def rhythms(self, rhythms: Sequence[EpisodeRhythm]) -> None: ...
+
+
+def report_rhythms(reporter: Reporter, rhythms: Sequence[EpisodeRhythm]) -> None:
+    if rhythms and isinstance(reporter, KeepsRhythms):
+        reporter.rhythms(rhythms)
+
+
 class FileReporter:
-    """``metrics.jsonl`` and ``episodes.jsonl`` in the run's directory, one JSON object per line, each bounded."""
+    """``metrics.jsonl`` and ``episodes.jsonl`` in the run's directory, one JSON object per line, each bounded; and
+    ``rhythm.jsonl`` where a recipe gives credit by attention rhythm."""
 
     def __init__(self, directory: Path, *, max_bytes: int = 512 << 20) -> None:
         self._metrics = Lines(directory / "metrics.jsonl", max_bytes)
         self._episodes = Lines(directory / "episodes.jsonl", max_bytes)
+        self._rhythm_path, self._max_bytes = directory / RHYTHMS, max_bytes
+        self._rhythms: Lines | None = None
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._metrics.append(MetricPoint(step=step, at=datetime.now(UTC), values=values).model_dump_json().encode())
@@ -59,6 +75,12 @@ class FileReporter:
         if booking.trajectory is not None:
             record = episode_record(booking.trajectory, booking, phase=phase, split=split)
             self._episodes.append(record.model_dump_json(exclude_defaults=True).encode())
+
+    def rhythms(self, rhythms: Sequence[EpisodeRhythm]) -> None:
+        if self._rhythms is None:
+            self._rhythms = Lines(self._rhythm_path, self._max_bytes)
+        for rhythm in rhythms:
+            self._rhythms.append(rhythm.model_dump_json().encode())
 
     async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
         return None
@@ -69,16 +91,19 @@ class FileReporter:
     async def close(self) -> None:
         self._metrics.close()
         self._episodes.close()
+        if self._rhythms is not None:
+            self._rhythms.close()
 
 
 @dataclass(slots=True)
 class _Pending:
     metrics: list[MetricPoint]
     episodes: list[EpisodeRecord]
+    rhythms: list[EpisodeRhythm] = field(default_factory=list)
     update: RunUpdate | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.metrics or self.episodes or self.update)
+        return bool(self.metrics or self.episodes or self.rhythms or self.update)
 
 
 class SdkReporter:
@@ -108,6 +133,10 @@ class SdkReporter:
         if booking.trajectory is not None:
             self._pending.episodes.append(episode_record(booking.trajectory, booking, phase=phase, split=split))
             self._notify()
+
+    def rhythms(self, rhythms: Sequence[EpisodeRhythm]) -> None:
+        self._pending.rhythms += rhythms
+        self._notify()
 
     async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
         self._pending.update = RunUpdate(status=status, detail=detail or None, summary=summary)
@@ -169,6 +198,9 @@ class SdkReporter:
         if episodes := pending.episodes[:_BATCH]:
             await self._rock.report_episodes(self._run_id, episodes)
             del pending.episodes[: len(episodes)]
+        if rhythms := pending.rhythms[:_BATCH]:
+            await self._rock.report_rhythms(self._run_id, rhythms)
+            del pending.rhythms[: len(rhythms)]
 
 
 def _ended_by_itself(task: asyncio.Task[None]) -> PlatformOutage:
@@ -192,6 +224,10 @@ class Reporters:
     def episode(self, booking: Booking, *, phase: Phase, split: str) -> None:
         for reporter in self._reporters:
             reporter.episode(booking, phase=phase, split=split)
+
+    def rhythms(self, rhythms: Sequence[EpisodeRhythm]) -> None:
+        for reporter in self._reporters:
+            report_rhythms(reporter, rhythms)
 
     async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
         for reporter in self._reporters:

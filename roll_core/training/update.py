@@ -7,13 +7,18 @@ then the policy learns.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 
 from roll_core.algorithms.critics import disagreement_metrics
 from roll_core.config import Recipe
 from roll_core.errors import LearnerFailed
 from roll_core.training.batches import make_batch
-from roll_core.training.credit_flow import charge_divergence, give_credit, needs_scores
+from roll_core.training.credit_flow import advantages, charge_divergence, give_credit, needs_scores
+from roll_core.training.rhythm_record import rhythm_metrics
 from roll_core.training.roles import Roles
 from roll_core.types import Group
 
@@ -41,9 +46,17 @@ def _update(recipe: Recipe, roles: Roles, groups: Sequence[Group], progress: flo
         if learner.version < recipe.critic.warmup_steps:
             return metrics | learner.skip_step()
         estimate = critics.estimate(batch)
+        if not recipe.critic.bootstrap:
+            estimate = replace(estimate, final_MB=torch.zeros_like(estimate.final_MB))
         low, high = recipe.critic.mask_low, recipe.critic.filter_high
         metrics |= disagreement_metrics(estimate.values_MBT, batch.mask_BT, low, high)
-    rhythm = actor_attn.rhythm(batch) if actor_attn is not None else None
+    rhythm, began_s = None, time.perf_counter()
+    if actor_attn is not None:
+        batch.advantages_BT = advantages(recipe.algorithm, batch, groups, estimate)  # rows without any are spared
+        rhythm = actor_attn.rhythm(batch)
+        entropy_BT = scores.entropy_BT if scores else None
+        metrics |= rhythm_metrics(recipe, batch, rhythm, entropy_BT, version=learner.version)
+        metrics["rhythm/time_s"] = time.perf_counter() - began_s
     give_credit(recipe, batch, groups, version=learner.version, estimate=estimate, scores=scores, rhythm=rhythm)
     metrics |= learner.train_step(batch, progress=progress)
     if actor_attn is not None:
