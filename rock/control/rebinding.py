@@ -70,7 +70,7 @@ class Rebinding:
         self._condemned: dict[str, asyncio.Event] = {}
 
     def begin(self, lease: StoredLease, why: str, *, lost: bool = True) -> None:
-        """Find ``lease``, which is unbound now, another sandbox; end the one it had, which is ``lost`` or in the way."""
+        """Find ``lease``, which is unbound now, another sandbox; end the one it had, ``lost`` or in the way."""
         self.discard(lease.node, lease.sandbox_id, why, evidence_s=_EVIDENCE_WAIT_S if lost else 0.0)
         task = asyncio.get_running_loop().create_task(self._rebind(lease, why, lost), name=f"rebind {lease.id}")
         self._running[lease.id] = task

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rock.domain import errors
 
 if TYPE_CHECKING:
-    from rock.sdk import Rock
+    from rock.sdk import EnvView, Rock
 
 StepTuple = tuple[Any, float, bool, bool, dict[str, Any]]
 
@@ -64,6 +64,17 @@ class SessionFactory(Protocol):
     async def close(self) -> None: ...
 
 
+def lease_time_s(episode_s: float, env: EnvView, episodes_per_sandbox: int) -> float:
+    """How long a lease for episodes of at most ``episode_s`` is needed: the platform takes it back then, though the
+    trainer may still beat for it, and refuses at once what is less than the environment declares.
+
+    0, no limit, where a sandbox is kept for several episodes: it waits between them for as long as the learner takes.
+    """
+    if episodes_per_sandbox > 1:
+        return 0.0
+    return max(episode_s, env.episode_s) + env.scoring_s + env.cleanup_s
+
+
 class SdkSessions:
     """Leases from a running platform. A sandbox that is lost is replaced under the episode, where the environment can
     be replayed; a reset that is unusually slow is raced by a second sandbox."""
@@ -79,7 +90,9 @@ class SdkSessions:
         reset_s: float,
         step_s: float,
         recovery_s: float,
+        needs_s: float = 0.0,
     ) -> None:
+        """``needs_s``: how long a lease is held at most, see :func:`lease_time_s`; 0 for no limit."""
         self._rock = rock
         self._env = env
         self._run_id = run_id
@@ -88,6 +101,7 @@ class SdkSessions:
         self._reset_s = reset_s
         self._step_s = step_s
         self._recovery_s = recovery_s
+        self._needs_s = needs_s
 
     def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
         return self._rock.env(
@@ -97,6 +111,7 @@ class SdkSessions:
             run_id=self._run_id,
             wait_s=self._wait_s,
             ttl_s=self._ttl_s,
+            needs_s=self._needs_s,
             reset_timeout_s=self._reset_s,
             step_timeout_s=self._step_s,
             recovery_timeout_s=self._recovery_s,

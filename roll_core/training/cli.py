@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 
 from rock.domain.errors import ImageNotFound, NotFound, PlatformUnavailable, RockError
-from rock.sdk import Rock, RunCreate, RunUpdate, ensure_platform
+from rock.sdk import EnvView, Rock, RunCreate, RunStatus, RunUpdate, ensure_platform
 from rock.sdk.home import rock_home
 from roll_core.config import Recipe, load_recipe, to_yaml
-from roll_core.errors import CheckpointError, RecipeError, RollError, RunStopped
+from roll_core.errors import CheckpointError, RecipeError, RollError, RunPaused, RunStopped
 
 if TYPE_CHECKING:
     from roll_core.rollout.sessions import SessionFactory
@@ -146,7 +146,7 @@ async def _run(plan: Plan) -> Summary:
                 *make_loggers(plan.recipe, plan.path, placed.identity.run_id),
             )
             with Display(plan.recipe.name, console=CONSOLE) as display:
-                ended = "interrupted"
+                ended: RunStatus = "interrupted"
                 detail = ""
                 try:
                     cache = rock_home() / "demonstrations"
@@ -154,6 +154,9 @@ async def _run(plan: Plan) -> Summary:
                     ended = "completed"
                     await reporter.status("completed", summary=_numbers(summary))
                     return summary
+                except RunPaused as pause:
+                    ended, detail = "stopped" if pause.for_good else "paused", str(pause)
+                    raise
                 except (RollError, RockError) as error:
                     ended, detail = "failed", str(error)
                     raise
@@ -173,20 +176,18 @@ def _log_to(file: Path) -> None:
         logger.propagate = False
 
 
-async def _close(reporter: Reporter, ended: str, detail: str, directory: RunDirectory) -> None:
+async def _close(reporter: Reporter, ended: RunStatus, detail: str, directory: RunDirectory) -> None:
     """Tell the last things, unless the platform is the very reason why the run ends."""
     with contextlib.suppress(RollError):
         if ended != "completed":
-            await reporter.status(
-                "failed" if ended == "failed" else "interrupted", detail or f"kept in {directory.path}"
-            )
+            await reporter.status(ended, detail or f"kept in {directory.path}")
         await reporter.close()
 
 
 @asynccontextmanager
 async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
     from roll_core.rollout.reuse import ReusedSessions
-    from roll_core.rollout.sessions import SdkSessions
+    from roll_core.rollout.sessions import SdkSessions, lease_time_s
     from roll_core.training.reporting import SdkReporter
     from roll_core.training.run import RunIdentity
 
@@ -199,7 +200,7 @@ async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
     )
     try:
         async with Rock(launched.url) as rock:
-            await _check_env(rock, recipe)
+            env = await _check_env(rock, recipe)
             run_id = await _register(rock, plan)
             leases = SdkSessions(
                 rock,
@@ -210,6 +211,7 @@ async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
                 reset_s=recipe.rollout.reset_s,
                 step_s=recipe.rollout.step_s,
                 recovery_s=recipe.rollout.recovery_s,
+                needs_s=lease_time_s(recipe.rollout.episode_s, env, recipe.rollout.episodes_per_sandbox),
             )
             sessions = ReusedSessions(leases, recipe.rollout.episodes_per_sandbox)
             reporter = SdkReporter(rock, run_id, outage_s=platform.outage_s)
@@ -224,7 +226,7 @@ async def _on_platform(plan: Plan) -> AsyncIterator[_Place]:
                     await rock.shutdown()
 
 
-async def _check_env(rock: Rock, recipe: Recipe) -> None:
+async def _check_env(rock: Rock, recipe: Recipe) -> EnvView:
     view = await rock.env_view(recipe.env.name)
     if not view.built:
         raise ImageNotFound(
@@ -236,6 +238,7 @@ async def _check_env(rock: Rock, recipe: Recipe) -> None:
             raise RecipeError(
                 f"Environment {view.name!r} has no split {split!r}; it has {', '.join(sorted(view.splits))}."
             )
+    return view
 
 
 async def _register(rock: Rock, plan: Plan) -> str:

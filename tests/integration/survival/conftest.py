@@ -173,6 +173,32 @@ def on_each(request: pytest.FixtureRequest) -> Iterator[Site]:
     yield from site(request.param)
 
 
+@contextlib.contextmanager
+def small_disk(home: Path, size: str) -> Iterator[None]:
+    """``home`` is on a file system of its own, of ``size``."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    argv = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=711", "rock-test", str(home)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(home)], check=True)
+
+
+def fill(home: Path) -> Path:
+    """Write until nothing fits any more; returns the file to remove."""
+    path = home / "junk"
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    return path
+
+
 def measured(**numbers: float) -> None:
     """Printed, never asserted: how long things take is a benchmark's business."""
     print(json.dumps({name: round(number, 3) for name, number in numbers.items()}))
