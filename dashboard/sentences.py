@@ -47,11 +47,13 @@ DOING: dict[RunStatus, str] = {
     "failed": "has failed",
     "stopped": "was stopped",
     "interrupted": "was interrupted",
+    "paused": "is paused by an alert",
 }
 TONES: dict[RunStatus, Tone] = {
     "completed": Tone.GOOD,
     "failed": Tone.BAD,
     "interrupted": Tone.VOID,
+    "paused": Tone.VOID,
     "stopped": Tone.NEUTRAL,
 }
 
@@ -161,7 +163,7 @@ def run_sentence(run: RunView, facts: RunFacts) -> Sentence:
             f" (last at {text.clock(facts.heard_at)}, while {run.status.replace('_', ' ')}{_progress(run, facts)})."
         ]
         tone = Tone.VOID
-    if run.status in {"failed", "interrupted", "stopped"} and run.detail:
+    if run.status in {"failed", "interrupted", "stopped", "paused"} and run.detail:
         parts.append(run.detail.rstrip(".") + ".")
     parts.append(_result(run, facts))
     if facts.void_rate is not None:

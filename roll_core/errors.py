@@ -41,6 +41,16 @@ class RunStopped(RollError):
     """A run ended early. The text says why, where its last checkpoint is, and how to continue."""
 
 
+class RunPaused(RollError):
+    """A rule of the recipe's alerts ended the run before the data in question was trained on. The text says which and
+    why, and how to go on."""
+
+    def __init__(self, message: str, *, for_good: bool = False) -> None:
+        super().__init__(message)
+        self.for_good = for_good
+        """The rule said ``stop``, not ``pause``."""
+
+
 class LearnerFailed(RollError):
     """A learner step raised. The weights of the step before are in the last checkpoint."""
 

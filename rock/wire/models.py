@@ -402,7 +402,10 @@ class EventView(Message):
 
 # --- runs, metrics, episodes -----------------------------------------------------------------------------------------
 
-RunStatus = Literal["starting", "warm_start", "evaluating", "training", "completed", "failed", "stopped", "interrupted"]
+RunStatus = Literal[
+    "starting", "warm_start", "evaluating", "training", "completed", "failed", "stopped", "interrupted", "paused"
+]
+"""``paused``: a rule of its alerts held it back before it trained on something; it waits for a person."""
 
 
 class RunCreate(Message):

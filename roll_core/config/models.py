@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from roll_core.config.algorithm import Algorithm, Critic, Rhythm, contradiction
 from roll_core.config.section import Natural, Positive, Seconds, Section, Share
-from roll_core.config.watching import Loggers
+from roll_core.config.watching import Alerts, Loggers
 
 
 class Env(Section):
@@ -354,6 +354,7 @@ class Recipe(Section):
     training: Training = Training()
     checkpoint: Checkpoint = Checkpoint()
     loggers: Loggers = Loggers()
+    alerts: Alerts = Alerts()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

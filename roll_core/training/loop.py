@@ -144,6 +144,8 @@ class Trainer:
         got_s = time.monotonic()
         version = self._p.roles.version
         self._batch_progress = self._progress()
+        if self._p.alarms is not None:
+            self._p.alarms.before_training(self.step + 1, self._meter.values() | staleness(groups, version))
         threads = self._steering.learner_threads
         self._p.events.batch(self.step + 1, version, self._batch_progress, groups, threads=threads)
         learned = await self._pipeline.train_on(groups)
@@ -164,6 +166,9 @@ class Trainer:
         }
         values |= self._steering.step_ended(self.step, times, groups, self._meter)
         values |= await self._watch_mismatch(learned.values)
+        if self._p.alarms is not None:
+            self._p.alarms.after_training(self.step, learned.values)
+            values |= self._p.alarms.values()
         self._meter = RolloutMeter()
         if "rhythm/time_s" in values:
             values["rhythm/share_of_step"] = values["rhythm/time_s"] / max(values["time/step_s"], 1e-9)

@@ -12,6 +12,7 @@ from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.episode import Player
 from roll_core.rollout.machine import RolloutMachine
 from roll_core.rollout.scheduler import Slots
+from roll_core.training.alerts import Alarms
 from roll_core.training.checkpoint import CheckpointStore
 from roll_core.training.event_log import EventSink
 from roll_core.training.progress import Display
@@ -40,3 +41,4 @@ class Parts:
     run_id: str
     tokenizer: Tokenizer | None = None
     """To show tokens to people."""
+    alarms: Alarms | None = None

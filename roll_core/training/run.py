@@ -25,6 +25,7 @@ from roll_core.rollout.scheduler import Slots
 from roll_core.rollout.sessions import SessionFactory
 from roll_core.rollout.tasks import TaskQueue
 from roll_core.training import assembly
+from roll_core.training.alerts import Alarms
 from roll_core.training.checkpoint import CheckpointStore, load_state
 from roll_core.training.demonstrations import Demonstration, collect
 from roll_core.training.event_log import EventLog, EventSink
@@ -134,6 +135,7 @@ class _Run:
         engine = assembly.make_engine(recipe, config, roles.weights(), tokenizer)
         identity, events = self.directory.identity(), self.directory.events(recipe)
         prompter = assembly.make_prompter(recipe, tokenizer)
+        alarms = Alarms(recipe, self.directory.path, identity.run_id, tell=self.display.note)
         try:
             await within("starting the engine", engine.start(), recipe.training.step_deadline_s, lambda: "")
             parts = Parts(
@@ -152,9 +154,11 @@ class _Run:
                 events=events,
                 run_id=identity.run_id,
                 tokenizer=tokenizer,
+                alarms=alarms,
             )
             return await Trainer(parts, resumed=resumed).run()
         finally:
+            alarms.close()
             events.close()
             await engine.close()
 

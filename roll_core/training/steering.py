@@ -48,12 +48,16 @@ class Steering:
         self._load_s = 0.0
         self.learner_threads = 0
         """For torch in a step of the learner; 0: as everywhere else."""
+        if self._auto and parts.recipe.rollout.alpha == 0:
+            self.learner_threads = self._all_threads()
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         rollout = self._p.recipe.rollout
         self._run(self._watcher.run(), "where time goes")
+        if self._p.alarms is not None:
+            self._run(self._p.alarms.watch(), "alerts of silence")
         if rollout.adaptive_concurrency or self._auto:
             start = min(rollout.concurrency, self._p.engine.stats().slots)
             controller = ConcurrencyController(ConcurrencySettings(ceiling=rollout.concurrency), max(1, start))
