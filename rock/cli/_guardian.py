@@ -90,7 +90,7 @@ class Guardian:
         self._command = command
         self._restarts = Intensity(RESTARTS)
         self._child = self._adopted = adopt
-        self._adopted_began_s = started_s(adopt) if adopt else 0.0
+        self._adopted_began_s = _started_s(adopt) if adopt else 0.0  # 0: it died before we came to it
         self._stopping = False
         self._hung = ""
 
@@ -182,7 +182,7 @@ class Guardian:
 
     def _adopted_end(self) -> int | None:
         """What one that is not our child ended with: nobody tells, but one that ends in order removes its file."""
-        if not self._adopted or _started_s(self._adopted) == self._adopted_began_s:
+        if not self._adopted or _started_s(self._adopted) == self._adopted_began_s > 0:
             return None
         return _UNKNOWN if self._served() and not self._stopping else 0
 
@@ -301,8 +301,4 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         _tell(f"Error: {home}: {error.strerror}. Free some space or name another with --home.")
         return 1
-    try:
-        return Guardian(home, arguments[2:], int(arguments[1])).run()
-    except ProcessLookupError:
-        _tell(f"Error: process {arguments[1]} is to be guarded and does not run.")
-        return 1
+    return Guardian(home, arguments[2:], int(arguments[1])).run()

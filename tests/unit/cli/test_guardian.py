@@ -221,6 +221,17 @@ def test_another_guardian_takes_over_what_the_dead_one_started(guard: Callable[[
     assert len(guarded.starts()) == 2
 
 
+def test_what_died_before_its_new_guardian_came_is_started_again(guard: Callable[[str], Guarded]) -> None:
+    guarded = guard("serve")
+    first = guarded.serving(1)
+    guarded.process.kill()
+    guarded.process.wait()
+    os.kill(first, signal.SIGKILL)
+    guarded.succeed(first)
+    guarded.serving(2)
+    assert f"process {first} died" in guarded.starts()[1][1]
+
+
 def test_what_an_adopted_platform_ended_in_order_stays_ended(guard: Callable[[str], Guarded]) -> None:
     guarded = guard("serve")
     pid = guarded.serving(1)
