@@ -316,7 +316,7 @@ def _way_on(plan: Plan) -> str:
 def _numbers(summary: Summary) -> dict[str, object]:
     rates = {"success_before": summary.success_before, "success_after": summary.success_after}
     numbers: dict[str, object] = {name: rate.as_dict() for name, rate in rates.items() if rate is not None}
-    return numbers | {"steps": summary.steps, "elapsed_s": summary.elapsed_s}
+    return numbers | {"steps": summary.steps, "elapsed_s": summary.elapsed_s, "advice": summary.advice} | summary.work
 
 
 def _say(plan: Plan, summary: Summary) -> None:
@@ -326,3 +326,13 @@ def _say(plan: Plan, summary: Summary) -> None:
     for label, rate in (("before", summary.success_before), ("after", summary.success_after)):
         if rate is not None:
             CONSOLE.print(f"success {label:<6} RL: [bold]{rate}[/]", highlight=False, soft_wrap=True)
+    if summary.work:
+        bubble = {name.removeprefix("bubble/"): v for name, v in summary.work.items() if name.startswith("bubble/")}
+        total = bubble.pop("total")
+        parts = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in bubble.items() if share >= 0.005)
+        efficiency = summary.work["roofline/efficiency"]
+        CONSOLE.print(
+            f"efficiency {efficiency:.0%} of the roofline; idle or in vain {total:.0%}: {parts}", highlight=False
+        )
+    if summary.advice:
+        CONSOLE.print(f"advice: {summary.advice}", highlight=False, soft_wrap=True)
