@@ -47,7 +47,18 @@ from roll_core.training.progress import Display
 from roll_core.training.reporting import Phase
 from roll_core.training.run import RunDirectory, RunIdentity, train
 
-_CODE: tuple[Any, ...] = (qwen, tokenizer, prompting, demonstrations, imitation, optimizers, TorchLearner.sft_step)
+_CODE: tuple[Any, ...] = (
+    qwen,
+    tokenizer,
+    prompting.TextRules,
+    prompting.transcript_text,
+    prompting.transcript_action,
+    prompting.TranscriptPrompter,
+    demonstrations,
+    imitation,
+    optimizers,
+    TorchLearner.sft_step,
+)
 """What decides a warm start, beside recipe and environment."""
 
 

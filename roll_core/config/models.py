@@ -100,6 +100,9 @@ class Prompt(Section):
     """`chat` only: list the admissible commands after each observation."""
     end_token: str = "<|im_end|>"
     """`chat` only: the special token that ends an answer."""
+    answer: Literal["tagged", "whole"] = "tagged"
+    """`chat` only: what of an answer the environment gets. `tagged`: what stands in its last `<action>`. `whole`: all
+    that follows the thoughts, line breaks included, for environments that look for the answer themselves."""
     rules: tuple[tuple[str, str], ...] = ()
     """Rewrites of observations, in order: pairs of a regular expression and its replacement."""
 

@@ -149,13 +149,16 @@ class ChatPrompter:
         system: str,
         rules: TextRules,
         show_admissible: bool,
+        whole_answers: bool = False,
     ) -> None:
-        """``end_token`` ends an answer in this template, e.g. ``<|im_end|>``. Raises RecipeError when the template
+        """``end_token`` ends an answer in this template, e.g. ``<|im_end|>``. ``whole_answers``: the action is all that
+        follows the thoughts, not only what stands in an <action> tag. Raises RecipeError when the template
         never writes it after an answer, or loses what it is given."""
         self._tokenizer = tokenizer
         self._end_token = end_token
         self._rules = rules
         self._show_admissible = show_admissible
+        self._whole_answers = whole_answers
         self.stop_token_ids: tuple[int, ...] = (tokenizer.id_of(end_token),)
         self._first = _opening(template, system)
         self._next = _between(template)
@@ -200,12 +203,15 @@ class ChatPrompter:
 
     def parse(self, sampled: Sequence[int]) -> Response:
         text = self._tokenizer.decode([i for i in sampled if i not in self.stop_token_ids])
+        if self._whole_answers:
+            action = text.rsplit("</think>", 1)[-1].strip()
+            return Response(text, action, valid=bool(action))
         found = _ACTION.findall(text)
         action = found[-1].strip() if found else text.rsplit("</think>", 1)[-1].strip()
         return Response(text, action, valid=bool(found))
 
     def demonstrate(self, action: str) -> list[int]:
-        answer = self._tokenizer.encode(f"<action>{action}</action>")
+        answer = self._tokenizer.encode(action if self._whole_answers else f"<action>{action}</action>")
         return [*answer, *self.stop_token_ids]
 
 

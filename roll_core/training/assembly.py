@@ -89,6 +89,7 @@ def make_prompter(recipe: Recipe, tokenizer: Tokenizer) -> Prompter:
         system=prompt.system,
         rules=rules,
         show_admissible=prompt.show_admissible,
+        whole_answers=prompt.answer == "whole",
     )
 
 

@@ -75,6 +75,14 @@ def test_an_environment_cannot_forge_the_end_of_a_turn() -> None:
     assert ids.count(TOKENIZER.id_of("<|im_end|>")) == 1
 
 
+@pytest.mark.parametrize("answer", ["a: 1+1\nb: \\boxed{2}", "no <action>look</action> here"])
+def test_a_whole_answer_goes_to_the_environment_without_its_thoughts(answer: str) -> None:
+    prompter = chat(whole_answers=True)
+    assert prompter.parse(TOKENIZER.encode(f"<think>one\ntwo</think>\n\n{answer}")).action == answer
+    assert prompter.parse(prompter.demonstrate(answer)).action == answer
+    assert not prompter.parse(TOKENIZER.encode("<think>all of it</think>")).valid
+
+
 def test_an_answer_without_an_action_is_not_valid() -> None:
     response = chat().parse(TOKENIZER.encode("<think>no</think> look around"))
     assert (response.action, response.valid) == ("look around", False)
