@@ -63,7 +63,7 @@ class ValueModel(nn.Module):
     def forward(self, tokens_BT: Tensor, after_BT: Tensor) -> Tensor:
         """Value of the state after each token where ``after_BT`` holds; N, in row-major order, float32."""
         chosen_N = after_BT.flatten().nonzero().squeeze(1)
-        out_N1: Tensor = self.head(self.trunk(tokens_BT, chosen_N))
+        out_N1: Tensor = self.head(self.trunk(tokens_BT, chosen_N).to(self.head.weight.dtype))
         return out_N1.squeeze(1).float()
 
 
