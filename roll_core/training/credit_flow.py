@@ -61,11 +61,16 @@ def give_credit(
         value_std_BT=ensemble(estimate.values_MBT).std_BT if estimate else None,
         waad_BT=rhythm.waad_BT if rhythm else None,
         fai_BT=rhythm.fai_BT if rhythm else None,
-        generator=torch.Generator().manual_seed(recipe.training.seed * 1_000_003 + version),
+        generator=credit_generator(recipe, version),
     )
     credit = Credit(advantages(recipe.algorithm, batch, groups, estimate), mask_BT.clone())
     credit = transformed(credit, evidence, chain(recipe))
     batch.advantages_BT, batch.entropy_weight_BT = credit.advantages_BT, credit.entropy_weight_BT
+
+
+def credit_generator(recipe: Recipe, version: int) -> torch.Generator:
+    """What transforms of the step at ``version`` draw from: the same in a replay."""
+    return torch.Generator().manual_seed(recipe.training.seed * 1_000_003 + version)
 
 
 def chain(recipe: Recipe) -> list[CreditTransform]:
@@ -152,7 +157,7 @@ def _normalised(algorithm: Algorithm, x_BT: Tensor, mask_BT: Tensor, task_B: Ten
     if algorithm.normalise == "batch":
         return _whitened(x_BT, mask_BT)
     result_BT = torch.zeros_like(x_BT)
-    for task in task_B.unique().tolist():
+    for task in torch.unique(task_B).tolist():
         rows = task_B == task
         result_BT[rows] = _whitened(x_BT[rows], mask_BT[rows])
     return result_BT

@@ -7,7 +7,8 @@ begin     the process began, or began again, at ``step`` with weights of this di
           later steps before this line was undone by going back to a checkpoint
 start     an episode was admitted: ``id``, group ``g``, ``task``, ``seed``, ``v`` the version that initiated it
 end       an episode ended: outcome ``o``, and per turn ``t`` the context ``c``, the sampled ids ``i``, their versions
-          ``v`` as [version, count] runs, their behaviour log-probs ``l`` (base64 of little-endian float32)
+          ``v`` as [version, count] runs, their behaviour log-probs ``l`` (base64 of little-endian float32), and the
+          observation's digest ``s``
 book      the account that the episode ended on
 batch     the learner took these groups at version ``v``; ``progress`` is what its schedules were told, ``threads``
           torch's threads in it, where not the process's
@@ -203,6 +204,7 @@ def _encode_turn(turn: Turn) -> dict[str, Any]:
         "f": generation.finish_reason,
         "r": turn.reward,
         "ok": turn.valid,
+        "s": hashlib.blake2b(turn.observation.encode(), digest_size=8).hexdigest(),
     }
 
 
@@ -215,7 +217,9 @@ def _decode_turn(record: dict[str, Any]) -> Turn:
         versions=tuple(version for version, count in record["v"] for _ in range(count)),
         finish_reason=record["f"],
     )
-    return Turn(tuple(record["c"]), generation, "", "", "", reward=record["r"], valid=record["ok"])
+    # Of the observation only the digest is known, which is enough to tell equal ones (GiGPO's anchor states).
+    seen = record.get("s", "")
+    return Turn(tuple(record["c"]), generation, seen, "", "", reward=record["r"], valid=record["ok"])
 
 
 def _little_endian(values: array[float]) -> array[float]:

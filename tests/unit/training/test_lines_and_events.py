@@ -84,7 +84,8 @@ def turns(draw) -> Turn:
     ids, logprobs, versions = zip(*sampled, strict=True) if sampled else ((), (), ())
     context = draw(st.lists(st.integers(0, 50_000), min_size=1, max_size=4))
     generation = Generation(ids, logprobs, versions, draw(st.sampled_from(["stop", "length", "abort"])))
-    return Turn(tuple(context), generation, "seen", "said", "done", draw(st.floats(-1, 1)), valid=draw(st.booleans()))
+    seen = draw(st.sampled_from(["a door", "a wall"]))
+    return Turn(tuple(context), generation, seen, "said", "done", draw(st.floats(-1, 1)), valid=draw(st.booleans()))
 
 
 @st.composite
