@@ -9,12 +9,13 @@ come out; the scheduler carries them out. Invariants, all property-tested:
 * with nothing in flight, either a batch can be taken or an episode can be started: there is always progress.
 
 ``retune`` changes α and the redundancy while it runs. α of the settings stays the bound of every sample; a lower one
-only holds back what has not started, so nothing that was admitted becomes stale by it. N is then that of the most
+holds back what has not started, and nothing that was admitted before becomes stale by it. N is then that of the most
 redundancy there has been.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -96,6 +97,8 @@ class RolloutMachine:
         """The bound on everything."""
         self._pace = self.admission
         """What may start; within the bound."""
+        self._lenient = (settings.alpha, version)
+        """α by which what was started before it was lowered is still fresh, and up to which version."""
         self.tasks = tasks
         self.ledger = Ledger()
         self.engine_version = version
@@ -149,10 +152,22 @@ class RolloutMachine:
             raise ValueError(f"alpha={pace.alpha} exceeds the run's bound of {self.settings.alpha}")
         if pace.extra_groups and self.settings.order == "opened":
             raise ValueError("extra groups need the order 'finished': in the order of opening all are kept")
+        before = self._alpha
+        if pace.alpha < before:
+            self._lenient = (before, self.next_version + math.floor(before))
         self.settings = replace(self.settings, extra_groups=pace.extra_groups, extra_members=pace.extra_members)
         self.groups.extra_members = pace.extra_members
         self._pace = Admission(pace.alpha, self.settings.batch_samples)
         self._raise_bound(self.settings.batch_samples)
+
+    @property
+    def _alpha(self) -> float:
+        """By which samples are fresh now."""
+        alpha, until = self._lenient
+        return max(self._pace.alpha, alpha) if self.next_version <= until else self._pace.alpha
+
+    def _oldest_fresh(self) -> int:
+        return self.next_version - math.floor(self._alpha)
 
     def _raise_bound(self, samples: int) -> None:
         """Never lowered: what it admitted may still be held."""
@@ -227,7 +242,7 @@ class RolloutMachine:
         """The groups to train on at ``next_version``, and the end of everything that is too old for the batch after."""
         if not self.batch_ready():
             raise ValueError("take_batch without a ready batch; ask batch_ready first")
-        oldest = self.admission.oldest_fresh(self.next_version)
+        oldest = self._oldest_fresh()
         taken = self.buffer.take(self.settings.groups_per_batch, min_version=oldest)
         self.next_version += 1
         return tuple(g.group for g in taken), self._drop_stale()
@@ -240,7 +255,7 @@ class RolloutMachine:
         self.engine_version = version
 
     def _drop_stale(self) -> Effects:
-        oldest = self.admission.oldest_fresh(self.next_version)
+        oldest = self._oldest_fresh()
         members = [m for ready in self.buffer.evict(oldest) for m in ready.group.members]
         effects = Effects(booked=tuple(self._book(m, LedgerState.STALE) for m in members))
         for group in self.groups.older_than(oldest):

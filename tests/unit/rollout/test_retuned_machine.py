@@ -76,6 +76,29 @@ def test_bounds_hold_when_the_pace_changes_in_mid_run(config, seed, concurrency,
     assert set(driver.booked) == driver.dispatched
 
 
+@given(st.integers(), st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_once_what_was_started_before_is_through_a_lower_alpha_is_the_bound(seed, concurrency) -> None:
+    driver = Driver(
+        RolloutMachine(MachineSettings(3, 2, 2, order="finished", filter_zero_variance=False), TaskQueue(["a"], 0)),
+        random.Random(seed), concurrency, 0.0,
+    )  # fmt: skip
+    driver.run(batches=3)
+    driver.machine.retune(Pace(1, 1, 1))
+    lowered_at = driver.machine.next_version
+    take = driver.machine.take_batch
+
+    def checked():
+        version = driver.machine.next_version
+        groups, effects = take()
+        if version > lowered_at + 3:
+            assert all(version - m.init_version <= 1 for g in groups for m in g.members)
+        return groups, effects
+
+    driver.machine.take_batch = checked
+    driver.run(batches=12)
+
+
 def test_alpha_may_be_lowered_and_raised_again_up_to_the_bound_of_the_run() -> None:
     machine = RolloutMachine(MachineSettings(2, 2, 2), TaskQueue(["a"], 0))
 
