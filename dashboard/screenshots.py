@@ -31,8 +31,13 @@ FLAGS = (
 )
 WIDE = (1280, 900)
 READY_TIMEOUT_MS = 60_000
-PATHS = {"fleet": "", "run": "run", "episode": "episode"}
-MARKS = {"fleet": ".rk-cards", "run": ".js-plotly-plot .main-svg", "episode": ".rk-turn"}
+PATHS = {"fleet": "", "run": "run", "episode": "episode", "rhythm": "rhythm"}
+MARKS = {
+    "fleet": ".rk-cards",
+    "run": ".js-plotly-plot .main-svg",
+    "episode": ".rk-turn",
+    "rhythm": ".rk-rhythm, .rk-empty",
+}
 """What a page has when it is drawn."""
 # No spinner or running mark, no element that is about to be replaced, fonts there.
 QUIET = """() => document.fonts.status === 'loaded'

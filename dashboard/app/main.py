@@ -1,10 +1,10 @@
-"""Entry script: one app, three pages. Served by ``rock dashboard``; see ``dashboard.server`` for how."""
+"""Entry script: one app, four pages. Served by ``rock dashboard``; see ``dashboard.server`` for how."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.app import common, episode, fleet, run
+from dashboard.app import common, episode, fleet, rhythm, run
 
 LOGO = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 150 24"><path d="M2 20 9 6l5 8 3-4 5 10z" fill="#3a63d8"/>'
@@ -22,6 +22,7 @@ st.navigation(
         st.Page(fleet.page, title="Fleet", default=True),
         st.Page(run.page, title="Run", url_path="run"),
         st.Page(episode.page, title="Episode", url_path="episode"),
+        st.Page(rhythm.page, title="Rhythm", url_path="rhythm"),
     ],
     position="top",
 ).run()

@@ -13,7 +13,18 @@ import math
 import random
 from datetime import UTC, datetime, timedelta
 
-from rock.sdk import EpisodeRecord, LedgerState, MetricPoint, RockSync, RunCreate, RunUpdate, TurnRecord
+from rock.sdk import (
+    EpisodeRecord,
+    EpisodeRhythm,
+    LedgerState,
+    MetricPoint,
+    RhythmCoupling,
+    RhythmHead,
+    RockSync,
+    RunCreate,
+    RunUpdate,
+    TurnRecord,
+)
 
 NAME = "browser-test"
 TASKS = ("pick_and_place-Mug-Desk-301", "pick_heat_then_place-Potato-Fridge-7", "look_at_obj-Book-DeskLamp-312")
@@ -121,6 +132,36 @@ def turns_of(step: int, success: bool, rng: random.Random) -> tuple[TurnRecord, 
     )
 
 
+def rhythm(i: int, step: int) -> EpisodeRhythm:
+    tokens = ("Your task: <b>mug</b>\n", "> ", "go", " to", " shelf", " 3", "\nYou arrive.\n", "> ", "take", " mug")
+    own = (2, 3, 4, 5, 8, 9)
+    waad = (6.0, 1.5, 1.0, 0.5, 5.0, 1.0)
+    return EpisodeRhythm(
+        episode_id=f"ep-{i:010x}",
+        step=step,
+        task=TASKS[i % len(TASKS)],
+        success=True,
+        strategy="coupled",
+        coupling=RhythmCoupling(
+            tokens=6, entropy=3.0, entropy_tokens=6, peaks=1, peak_entropy=0.76, anchors=1, followed=1, expected=0.8
+        ),
+        tokens=tokens,
+        own=own,
+        waad=waad,
+        fai=(0.01, 0.08, 0.05, 0.02, 0.03, 0.0),
+        change=(4.5, 0.5, 0.5, 0.0, 4.0, 0.0),
+        gamma=(1.2, 1.3, 1.5, 1.0, 1.0, 1.0),
+        advantage=(0.6, 0.65, 0.75, 0.5, 0.5, 0.5),
+        entropy=(0.76, 0.4, 0.4, 0.4, 0.6, 0.44),
+        anchor=(False, True, True, False, False, False),
+        preplan=(True, False, False, False, False, False),
+        heads=(
+            RhythmHead(layer=1, head=0, span=2.5, kind="local"),
+            RhythmHead(layer=1, head=1, span=40.0, kind="global"),
+        ),
+    )
+
+
 def seed(rock: RockSync, *, steps: int = 120, of_steps: int = 200, episodes: int = 600) -> str:
     """Report the run; returns its id. Ends now, so that the page sees a trainer that spoke a moment ago."""
     rng = random.Random(7)
@@ -128,6 +169,7 @@ def seed(rock: RockSync, *, steps: int = 120, of_steps: int = 200, episodes: int
     run = rock.create_run(RunCreate(name=NAME, recipe={"env": "alfworld", "alpha": 2, "seed": 7}, total_steps=of_steps))
     rock.report_metrics(run.id, metrics(steps, start, rng))
     rock.report_episodes(run.id, [episode(i, steps, episodes, start, rng) for i in range(episodes)])
+    rock.report_rhythms(run.id, [rhythm(395, steps), rhythm(390, steps - 1)])
     rock.update_run(run.id, RunUpdate(status="training"))
     return run.id
 

@@ -80,6 +80,26 @@ def test_an_episode_is_read_turn_by_turn_with_its_text_escaped(visit, scene):
     no_trouble(visit, scene)
 
 
+def test_the_rhythm_of_an_episode_is_drawn_on_its_words(visit, scene):
+    page = go(visit, scene, "rhythm", f"?run={scene.run_id}&episode=ep-{390:010x}")
+    tiles = page.locator(".rk-tiles").inner_text()
+    assert re.search(r"entropy at WAAD peaks\s+\+52%", tiles)
+    assert re.search(r"FAI peaks after a WAAD peak\s+\+25%", tiles)
+    assert "ep-0000000186" in page.url
+    waad, fai = page.locator(".rk-rhythm").nth(0), page.locator(".rk-rhythm").nth(1)
+    assert "Your task: <b>mug</b>" in waad.inner_text(), "text of the environment is never markup"
+    assert waad.locator(".rk-own").all_inner_texts() == fai.locator(".rk-own").all_inner_texts()
+    assert waad.locator(".rk-preplan").all_inner_texts() == ["go"]
+    assert fai.locator(".rk-anchor").all_text_contents() == [" to", " shelf"]
+    title = waad.locator(".rk-own").first.get_attribute("title")
+    assert title == "WAAD 6.000 · Δ 4.500 · FAI 0.0100 · γ 1.20 · entropy 0.760 · advantage +0.600 · preplan"
+    alpha = "e => Number((getComputedStyle(e).backgroundColor.match(/[/] ([0-9.]+)/) || [0, 0])[1])"
+    strengths = [waad.locator(".rk-own").nth(i).evaluate(alpha) for i in range(6)]
+    assert strengths[0] == max(strengths) > strengths[3] == 0, "the furthest look has the strongest ground"
+    assert "global" in page.locator(".rk-table").inner_text()
+    no_trouble(visit, scene)
+
+
 def test_the_row_that_is_clicked_is_the_episode_that_opens(visit, scene):
     page = go(visit, scene, "episode", f"?run={scene.run_id}")
     opened = page.get_by_role("heading", name=re.compile("^Episode ep-"))
@@ -106,7 +126,7 @@ def test_void_episodes_are_found_and_say_that_they_count_for_nothing(visit, scen
 
 
 @pytest.mark.parametrize("visit", [NARROW], indirect=True)
-@pytest.mark.parametrize("name", ["fleet", "run", "episode"])
+@pytest.mark.parametrize("name", ["fleet", "run", "episode", "rhythm"])
 def test_a_narrow_screen_scrolls_in_one_direction_only(visit, scene, name):
     page = go(visit, scene, name)
     too_wide = page.evaluate(
