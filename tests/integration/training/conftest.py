@@ -14,12 +14,16 @@ from rich.console import Console
 
 from roll_core.config import Recipe
 from roll_core.config.load import recipe_from_data
+from roll_core.engines.renewal import Renewal
+from roll_core.engines.router import Router
+from roll_core.models import ModelConfig, Tokenizer
 from roll_core.rollout.sessions import LocalSessions
 from roll_core.training import assembly
 from roll_core.training.loop import Summary
 from roll_core.training.progress import Display
 from roll_core.training.reporting import FileReporter
 from roll_core.training.run import RunDirectory, RunIdentity, train
+from roll_core.types import Weights
 
 from .plain_engine import PlainEngine
 
@@ -91,9 +95,12 @@ def run_directory(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def plain_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this test sample with :class:`PlainEngine`."""
-    monkeypatch.setattr(
-        assembly, "make_engine", lambda recipe, config, weights, tokenizer: PlainEngine(config, weights)
-    )
+
+    def make(recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer: Tokenizer) -> Router:
+        engines = [PlainEngine(config, weights) for _ in range(recipe.engine.count)]
+        return Router(engines, renewal=Renewal(lambda _, newest: PlainEngine(config, newest), weights, restarts=3))
+
+    monkeypatch.setattr(assembly, "make_engine", make)
 
 
 @pytest.fixture

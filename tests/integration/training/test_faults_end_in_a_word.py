@@ -114,8 +114,18 @@ def test_an_engine_whose_thread_is_ended(run, recipe, run_directory, monkeypatch
         TorchLearner, "train_step", at_call(3, TorchLearner.train_step, lambda: end_thread("torch-engine"))
     )
     with pytest.raises(EngineDead, match="SystemExit"):
-        run(recipe, run_directory)
+        run(within_s(recipe, "engine", restarts=0), run_directory)
     goes_on()
+
+
+def test_an_engine_whose_thread_is_ended_is_replaced(run, recipe, run_directory, monkeypatch) -> None:
+    monkeypatch.setattr(
+        TorchLearner, "train_step", at_call(3, TorchLearner.train_step, lambda: end_thread("torch-engine"))
+    )
+    assert run(within_s(recipe, "engine", restarts=9), run_directory).steps == STEPS
+    ledger = load_state(run_directory.checkpoints(2).latest()).machine.ledger
+    assert ledger.dispatched == sum(a.episodes for a in ledger.accounts.values())
+    assert ledger.accounts[LedgerState.TRAINED].episodes == STEPS * 8
 
 
 def test_an_engine_that_hangs(run, recipe, run_directory, monkeypatch, gate, goes_on) -> None:

@@ -17,7 +17,7 @@ from roll_core.models import Tokenizer
 from roll_core.rollout.groups import has_signal
 from roll_core.rollout.tasks import TaskQueue
 from roll_core.rollout.work import EpisodeSpec
-from roll_core.training import assembly
+from roll_core.training import assembly, steering, tuner
 from roll_core.training.batches import make_batch
 from roll_core.training.checkpoint import load_state
 from roll_core.training.event_log import digest
@@ -119,11 +119,18 @@ async def synchronous_loop(recipe, directory, sessions, checkpoint) -> dict[str,
         {"env": {"options": {"doors": 1}}, "rollout": {"max_turns": 1}},
         {"rollout": {"concurrency": 1}},
         {"rollout": {"concurrency": 64, "order": "finished"}},
+        {"engine": {"count": 3}},
+        {"engine": {"count": 2}, "rollout": {"auto": True}},
         {"algorithm": {"loss": "decoupled_ppo"}, "learner": {"updates_per_batch": 2, "epochs": 2, "lr_end": 0.1}},
     ],
-    ids=["agent", "one turn", "one at a time", "all at once", "several updates"],
+    ids=["agent", "one turn", "one at a time", "all at once", "several engines", "self-tuned", "several updates"],
 )
-def test_alpha_zero_is_a_synchronous_loop_bit_for_bit(run, make_recipe, sections, sessions, tmp_path, batches) -> None:
+def test_alpha_zero_is_a_synchronous_loop_bit_for_bit(
+    run, make_recipe, sections, sessions, tmp_path, batches, monkeypatch
+) -> None:
+    # Self-tuning would react to the speed of this machine: with redundancy, and with threads, which change the bits.
+    monkeypatch.setattr(tuner, "_slow_rate", lambda _: 0.0)
+    monkeypatch.setattr(steering.os, "sched_getaffinity", lambda _: {0})
     base = {
         "rollout": {"alpha": 0, "group_size": 4, "groups_per_batch": 2, "concurrency": 5},
         "training": {"steps": 6},
