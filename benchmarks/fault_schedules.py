@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, note, seed, settings
 
 _SIMULATION = Path(__file__).parents[1] / "tests" / "chaos"
 _FULL, _QUICK = 10_000, 200
+_TELL_EVERY = 250
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +63,8 @@ def work(count: int, random_seed: int) -> tuple[Counter[str], str]:
         note(f"from schedule import *; from world import simulate\nsimulate({schedule!r})\n{schedule}")
         counts.update(simulate(schedule))
         counts["schedules"] += 1
+        if counts["schedules"] % _TELL_EVERY == 0:
+            print(f"seed {random_seed}: {counts['schedules']} of {count}", file=sys.stderr, flush=True)
 
     try:
         each()

@@ -39,7 +39,9 @@ from rock.sdk.home import rock_home
 
 _THINK_S = 0.2
 _LONG_THINK_S = 0.8
-"""Where a machine must first be given up before anything moves: the episodes outlast that."""
+"""Where a machine must first be given up before anything moves, or a median must first be a slow one: the episodes
+outlast that."""
+_LASTING = frozenset({*OF_PLATFORM, "slow_10x"})
 _NOTICED = frozenset(
     {"sandbox.failed", "lease.recovering", "node.suspect", "node.dead", "node.lost", "control.restarted"}
 )
@@ -55,7 +57,7 @@ class Scale:
 
 
 _FULL = Scale(fleet=6, steps=25, rounds=5, saturated_s=600.0)
-_QUICK = Scale(fleet=3, steps=15, rounds=1, saturated_s=20.0)
+_QUICK = Scale(fleet=3, steps=25, rounds=1, saturated_s=20.0)
 
 
 @dataclass
@@ -164,7 +166,7 @@ class Benchmark:
 
     async def _round(self, rock: Rock, scripts: list[Script], fault: str, tally: Tally, number: int) -> None:
         plays = [Play(s, rock.env("alfworld", task=s.task, seed=s.seed, ttl_s=60.0, wait_s=120.0)) for s in scripts]
-        think_s = _LONG_THINK_S if fault in OF_PLATFORM else _THINK_S
+        think_s = _LONG_THINK_S if fault in _LASTING else _THINK_S
         running = [asyncio.create_task(self._play(play, think_s)) for play in plays]
         victim = plays[number % len(plays)]
         await victim.halfway.wait()

@@ -31,6 +31,7 @@ from rock.wire.models import (
     Health,
     KeyCreate,
     KeyView,
+    LatencyView,
     LeaseRequest,
     LeaseView,
     LedgerView,
@@ -432,6 +433,10 @@ class Rock:
     async def ledger(self, run_id: str) -> LedgerView:
         """Where every dispatched episode of the run ended. Raises NotFound (caller)."""
         return await self._transport.get(LedgerView, f"runs/{_part(run_id)}/ledger")
+
+    async def latencies(self, run_id: str) -> list[LatencyView]:
+        """What the run's episodes spent their time on, by environment. Raises NotFound (caller)."""
+        return await self._transport.get(list[LatencyView], f"runs/{_part(run_id)}/latencies")
 
     async def report_rhythms(self, run_id: str, rhythms: Sequence[EpisodeRhythm]) -> None:
         """Keep the attention rhythm of episodes; the same id again replaces it. Raises NotFound (caller)."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import secrets
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from rock.domain.errors import (
     StaleEpoch,
 )
 from rock.domain.sandbox import SandboxState
+from rock.sdk.reaching import again, loss_of, outlast, reach
 from rock.sdk.transport import Transport
 from rock.wire.guest_client import GuestClient
 from rock.wire.models import (
@@ -130,7 +130,7 @@ class HeldLease:
             view: LeaseView = await asyncio.shield(asking)
         except asyncio.CancelledError:
             asking.cancel()
-            await _outlast(asyncio.create_task(self._withdraw(once)), RELEASE_TIMEOUT_S)
+            await outlast(asyncio.create_task(self._withdraw(once)), RELEASE_TIMEOUT_S)
             raise
         except DeadlineExceeded:
             await self._withdraw(once)
@@ -149,7 +149,7 @@ class HeldLease:
         lease, self._lease = self._lease, None
         if lease is None:
             return
-        _, cancelled = await _outlast(asyncio.create_task(self._close(lease)), RELEASE_TIMEOUT_S)
+        _, cancelled = await outlast(asyncio.create_task(self._close(lease)), RELEASE_TIMEOUT_S)
         if cancelled:
             raise asyncio.CancelledError
 
@@ -223,7 +223,7 @@ class HeldLease:
 
     async def _explain(self, lease: LeaseView, found: RockError) -> SandboxLost:
         """The loss as the platform knows it: the cause and last words kept with the sandbox."""
-        error = _loss(lease, await self.ended_sandbox(lease.sandbox_id), found)
+        error = loss_of(lease, await self.ended_sandbox(lease.sandbox_id), found)
         error.__cause__ = found
         return error
 
@@ -386,7 +386,7 @@ class HeldLease:
         async with self._connecting:
             if self._guest is not None and not self._guest.closed:
                 return self._guest
-            guest = await _reach(lease)
+            guest = await reach(lease)
             if self._lease is not lease or self.lost is not None:
                 await guest.close()
                 if self._lease is None:
@@ -412,72 +412,3 @@ class HeldLease:
             # While it tried, the lease may have gone on to another sandbox, which is none the worse for it.
             if lease is not None and self._lease is lease:
                 self.lose(error)
-
-
-async def _reach(lease: LeaseView) -> GuestClient:
-    endpoint = lease.endpoint
-    if endpoint.socket_path and os.path.exists(endpoint.socket_path):  # noqa: ASYNC240 - a stat of a local file
-        return await GuestClient.connect_unix(endpoint.socket_path)
-    if endpoint.gateway_port:
-        hello = {"lease": lease.id, "token": lease.token, "epoch": lease.epoch}
-        return await GuestClient.connect_tcp(endpoint.gateway_host, endpoint.gateway_port, hello)
-    raise SandboxLost(
-        f"its socket {endpoint.socket_path or '(none)'} is not on this machine and the node has no gateway",
-        hint="Run the client on the node's machine, or start the platform with a gateway.",
-    )
-
-
-def _loss(lease: LeaseView, seen: SandboxView | None, found: RockError) -> SandboxLost:
-    evidence = seen.evidence if seen is not None else None
-    if evidence is not None:
-        facts = [evidence.cause, evidence.detail]
-        if evidence.exit_code is not None:
-            facts.append(f"exit code {evidence.exit_code}")
-        if evidence.oom_killed:
-            facts.append("killed for its memory")
-        return SandboxLost(
-            f"Sandbox {lease.sandbox_id} on node {lease.endpoint.node} was lost: {', '.join(f for f in facts if f)}.",
-            hint="The episode is void; take a new lease and play it again.",
-            cause="\n".join(evidence.last_output),
-        )
-    if isinstance(found, SandboxLost):
-        return SandboxLost(
-            f"Sandbox {lease.sandbox_id} on node {lease.endpoint.node} was lost: {found.message}.",
-            hint="The episode is void; take a new lease and play it again.",
-            cause=found.cause,
-        )
-    return SandboxLost(
-        f"Lease {lease.id} on sandbox {lease.sandbox_id} is lost: {found.message}",
-        hint=found.hint or "The episode is void; take a new lease and play it again.",
-        cause=found.code,
-    )
-
-
-def again(error: RockError) -> RockError:
-    """A new exception of the same content, so that tracebacks of many callers don't pile up on one object."""
-    copy = type(error)(error.message, hint=error.hint, cause=error.cause)
-    copy.__cause__ = error.__cause__
-    return copy
-
-
-async def _outlast(task: asyncio.Task[Any], limit_s: float) -> tuple[bool, bool]:
-    """Wait for ``task`` at most ``limit_s``, through cancellations of the caller; then cancel it.
-
-    Returns (finished in time, caller was cancelled meanwhile). The task's own error is the caller's to read.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limit_s
-    cancelled = False
-    while not task.done() and (left_s := deadline - loop.time()) > 0:
-        try:
-            await asyncio.wait({task}, timeout=left_s)
-        except asyncio.CancelledError:
-            cancelled = True
-    finished = task.done()
-    if not finished:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({task}, timeout=0.5)
-    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-        logger.debug("ended with an error after a cancellation: %s", error)
-    return finished, cancelled

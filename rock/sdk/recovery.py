@@ -15,7 +15,8 @@ from typing import Any
 
 from rock.domain.errors import DeadlineExceeded, Diverged, Recovering, RockError, SandboxLost
 from rock.sdk.journal import Journal
-from rock.sdk.lease import HeldLease, again
+from rock.sdk.lease import HeldLease
+from rock.sdk.reaching import again
 from rock.sdk.snapshots import LOSSES, Snapshots
 from rock.wire.models import RecoveryReport
 

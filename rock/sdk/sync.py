@@ -28,6 +28,7 @@ from rock.wire.models import (
     ExecResult,
     Health,
     KeyView,
+    LatencyView,
     LeaseRequest,
     LeaseView,
     LedgerView,
@@ -447,6 +448,9 @@ class RockSync:
 
     def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:
         return self._loop.run(self._inner.episode(run_id, episode_id))
+
+    def latencies(self, run_id: str) -> list[LatencyView]:
+        return self._loop.run(self._inner.latencies(run_id))
 
     def ledger(self, run_id: str) -> LedgerView:
         return self._loop.run(self._inner.ledger(run_id))

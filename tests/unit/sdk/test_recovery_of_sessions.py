@@ -332,7 +332,7 @@ def test_a_vain_connection_to_the_lost_sandbox_that_ends_late_is_no_loss_of_the_
         async with serving() as served, served.client() as rock, rock.env("toy", task="9", ttl_s=3.0) as env:
             await env.reset()
             await one_step(env, 1)
-            first, reach = env.lease, lease_module._reach
+            first, reach = env.lease, lease_module.reach
             refused_late = asyncio.Event()
 
             async def reach_late(lease: Any) -> Any:
@@ -342,7 +342,7 @@ def test_a_vain_connection_to_the_lost_sandbox_that_ends_late_is_no_loss_of_the_
                     raise SandboxLost("nobody listens there any more")
                 return await reach(lease)
 
-            monkeypatch.setattr(lease_module, "_reach", reach_late)
+            monkeypatch.setattr(lease_module, "reach", reach_late)
             await kill(served, env)
             await until(lambda: env.recoveries)
             assert refused_late.is_set()
