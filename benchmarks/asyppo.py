@@ -1,7 +1,7 @@
 """AsyPPO (arXiv 2510.01656) against PPO on the small Countdown: what critics are worth, and what they cost.
 
 Seven arms from one and the same warm start, with the same budget of learner steps and episodes. The symmetric critic
-is a copy of the policy; a small one is a model of an eighth of its size that imitated the same demonstrations, as the
+is a copy of the policy; a small one is a model of a seventh of its size that imitated the same demonstrations, as the
 paper's critics are small checkpoints of the policy's family. Accuracy is that on held-out tasks after the last step;
 arms are compared seed by seed. Costs are measured apart, on one thread and in processor time, one critic's turn after
 the other's, so that a busy machine troubles all alike.
