@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roll_core.algorithms import ADVANTAGES, entropy, gae, kl_estimate, masked_mean, masked_whiten, spread
-from roll_core.algorithms.advantages import dr_grpo, grpo, reinforce_pp, rloo
+from roll_core.algorithms.advantages import bnpo, dr_grpo, gigpo_steps, grpo, reinforce_pp, rloo
 
 F64 = torch.float64
 
@@ -112,3 +112,42 @@ def test_masked_reductions_divide_by_their_own_count_and_ignore_what_is_outside(
     white = masked_whiten(x, mask)
     assert white[mask.bool()].mean().item() == pytest.approx(0, abs=1e-6)
     assert (white[~mask.bool()] == 0).all()
+
+
+def test_bnpo_divides_by_the_density_of_the_beta_that_its_authors_give() -> None:
+    rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0], dtype=F64)
+    group = torch.arange(3).repeat_interleave(4)
+    p = torch.tensor([0.25, 0.5, 0.75], dtype=F64)
+    strength = p.mean() * (1 - p.mean()) / p.var(correction=0) - 1  # a + b, by the method of moments
+    a, b = p.mean() * strength, (1 - p.mean()) * strength
+    density = torch.distributions.Beta(1 + a / 3, 1 + b / 3).log_prob(p).exp()
+    expected = (rewards - p[group]) / density[group]
+    assert torch.allclose(bnpo(rewards, group), expected)
+
+
+def test_bnpo_without_a_beta_to_fit_is_dr_grpo_and_hopeless_tasks_teach_nothing() -> None:
+    rewards, group = torch.tensor([1.0, 0, 1, 0]), torch.tensor([0, 0, 1, 1])
+    assert torch.equal(bnpo(rewards, group), dr_grpo(rewards, group))  # all groups alike
+    extremes = torch.tensor([1.0, 1, 0, 0])
+    assert (bnpo(extremes, group) == 0).all()
+    mixed = bnpo(torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert mixed.isfinite().all()
+    assert mixed[:2].tolist() == mixed[4:].tolist() == [0, 0]
+
+
+def test_bnpo_refuses_rewards_that_are_no_shares() -> None:
+    with pytest.raises(ValueError, match=r"from 0 to 1 and got 2\.0"):
+        bnpo(torch.tensor([2.0, 0.0]), torch.tensor([0, 0]))
+
+
+def test_gigpo_compares_discounted_returns_of_equal_states() -> None:
+    rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=F64)
+    anchors = torch.tensor([[0, 1], [0, 0]])
+    steps = gigpo_steps(rewards, torch.ones_like(rewards), anchors, gamma=0.5, std=True)
+    returns = torch.tensor([0.5, 0.0, 0.0], dtype=F64)  # of the three turns that began in state 0
+    expected = (returns - returns.mean()) / (returns.std() + 1e-6)
+    assert torch.allclose(steps[[0, 1, 1], [0, 0, 1]], expected)
+    assert steps[0, 1] == 0  # a state that was met once
+    masked = gigpo_steps(rewards, torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=F64), anchors, gamma=0.5)
+    assert masked[0, 1] == 0
+    assert (masked == 0).all()  # without that turn nothing was ever earned

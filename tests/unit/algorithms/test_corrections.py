@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -41,28 +41,28 @@ def test_token_weights_are_truncated_one_by_one() -> None:
 
 
 def test_a_sequence_weight_is_the_truncated_product_on_every_token() -> None:
-    settings = CorrectionSettings(("sequence_weight",), cap=2.0)
-    assert weights(settings, 0.5, 3.0) == pytest.approx([1.5, 1.5])
-    assert weights(settings, 2.0, 3.0) == pytest.approx([2.0, 2.0])
+    chosen = CorrectionSettings(("sequence_weight",), cap=2.0)
+    assert weights(chosen, 0.5, 3.0) == pytest.approx([1.5, 1.5])
+    assert weights(chosen, 2.0, 3.0) == pytest.approx([2.0, 2.0])
 
 
 def test_one_impossible_token_vetoes_its_row() -> None:
-    settings = CorrectionSettings(("token_veto",), veto=1e-3)
-    assert weights(settings, 1.0, 2e-3, 5.0) == [1, 1, 1]
-    assert weights(settings, 1.0, 5e-4, 5.0) == [0, 0, 0]
+    chosen = CorrectionSettings(("token_veto",), veto=1e-3)
+    assert weights(chosen, 1.0, 2e-3, 5.0) == [1, 1, 1]
+    assert weights(chosen, 1.0, 5e-4, 5.0) == [0, 0, 0]
 
 
 def test_the_band_looks_at_the_geometric_mean() -> None:
-    settings = CorrectionSettings(("sequence_band",), band=(0.9, 1.1))
-    assert weights(settings, 0.5, 2.0) == [1, 1]
-    assert weights(settings, 1.0, 1.3) == [0, 0]
-    assert weights(settings, 1.0, 0.7) == [0, 0]
+    chosen = CorrectionSettings(("sequence_band",), band=(0.9, 1.1))
+    assert weights(chosen, 0.5, 2.0) == [1, 1]
+    assert weights(chosen, 1.0, 1.3) == [0, 0]
+    assert weights(chosen, 1.0, 0.7) == [0, 0]
 
 
 def test_corrections_multiply() -> None:
-    settings = CorrectionSettings(("token_weight", "token_veto"), cap=2.0, veto=0.1)
-    assert weights(settings, 0.5, 3.0) == pytest.approx([0.5, 2.0])
-    assert weights(settings, 0.05, 3.0) == [0, 0]
+    chosen = CorrectionSettings(("token_weight", "token_veto"), cap=2.0, veto=0.1)
+    assert weights(chosen, 0.5, 3.0) == pytest.approx([0.5, 2.0])
+    assert weights(chosen, 0.05, 3.0) == [0, 0]
 
 
 @st.composite
@@ -80,6 +80,7 @@ def value_and_gradient(loss: Tensor, x: LossInputs) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(x=batches(), correction=st.sampled_from(SINGLE))
 def test_where_engine_and_learner_agree_a_correction_changes_nothing(name: str, x: LossInputs, correction: str) -> None:
     agreed = dataclasses.replace(x, behaviour_logprobs_BT=x.prox_logprobs_BT)
@@ -90,6 +91,7 @@ def test_where_engine_and_learner_agree_a_correction_changes_nothing(name: str, 
         assert torch.equal(one, other)
 
 
+@settings(max_examples=40, deadline=None)
 @given(x=batches(), cap=st.sampled_from([0.5, 1.0, 2.0, math.inf]))
 def test_ppo_with_token_weights_is_decoupled_ppo(x: LossInputs, cap: float) -> None:
     ours = corrected(POLICY_LOSSES["ppo"].with_options("token-mean"), CorrectionSettings(("token_weight",), cap=cap))
@@ -99,6 +101,7 @@ def test_ppo_with_token_weights_is_decoupled_ppo(x: LossInputs, cap: float) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(x=batches())
 def test_a_rejected_row_has_no_gradient_and_keeps_its_place_in_the_mean(name: str, x: LossInputs) -> None:
     behave = x.behaviour_logprobs_BT.clone()
@@ -117,6 +120,7 @@ def shown(loss, x: LossInputs) -> LossInputs:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(x=batches())
 def test_a_masked_token_changes_nothing_under_corrections_either(name: str, x: LossInputs) -> None:
     ours, outside = corrected(POLICY_LOSSES[name], CorrectionSettings(ALL)), x.mask_BT == 0
@@ -133,6 +137,7 @@ def test_a_masked_token_changes_nothing_under_corrections_either(name: str, x: L
 
 
 @pytest.mark.parametrize("correction", SINGLE)
+@settings(max_examples=40, deadline=None)
 @given(x=batches())
 def test_micro_batches_add_up_under_corrections(correction: str, x: LossInputs) -> None:
     ours = corrected(POLICY_LOSSES["dapo"], CorrectionSettings((correction,), band=(0.8, 1.2)))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -110,6 +110,7 @@ def gradient(name: str, inputs: LossInputs) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(inputs=batches())
 def test_on_policy_data_gives_ratio_one_an_inert_clip_and_the_plain_policy_gradient(
     name: str, inputs: LossInputs
@@ -126,6 +127,7 @@ def test_on_policy_data_gives_ratio_one_an_inert_clip_and_the_plain_policy_gradi
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(inputs=batches())
 def test_a_masked_token_changes_nothing_whatever_it_holds(name: str, inputs: LossInputs) -> None:
     expected = gradient(name, inputs)
@@ -142,6 +144,7 @@ def test_a_masked_token_changes_nothing_whatever_it_holds(name: str, inputs: Los
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(inputs=batches())
 def test_any_split_into_micro_batches_adds_up_to_the_whole(name: str, inputs: LossInputs) -> None:
     whole, grad = gradient(name, inputs)
@@ -188,6 +191,7 @@ def test_weighted_topr_at_one_is_topr() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(inputs=batches(), order=st.randoms(use_true_random=False), padding=st.integers(0, 5))
 def test_packing_rows_otherwise_changes_nothing(
     name: str, inputs: LossInputs, order: random.Random, padding: int
@@ -206,13 +210,14 @@ def test_packing_rows_otherwise_changes_nothing(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(inputs=batches())
 def test_the_gradient_flows_through_the_trained_log_probs_alone(name: str, inputs: LossInputs) -> None:
     fields = ("prox_logprobs_BT", "behaviour_logprobs_BT", "advantages_BT")
     others = {f: getattr(inputs, f).clone().requires_grad_() for f in fields}
     x = dataclasses.replace(inputs, **others)
-    settings = CorrectionSettings(("token_weight", "token_veto", "sequence_band"), band=(0.1, 10.0))
-    for loss in (POLICY_LOSSES[name], corrected(POLICY_LOSSES[name], settings)):
+    chosen = CorrectionSettings(("token_weight", "token_veto", "sequence_band"), band=(0.1, 10.0))
+    for loss in (POLICY_LOSSES[name], corrected(POLICY_LOSSES[name], chosen)):
         wanted = [inputs.logprobs_BT, *others.values()]
         first, *rest = torch.autograd.grad(loss(x), wanted, allow_unused=True)
         assert first is not None
@@ -220,6 +225,7 @@ def test_the_gradient_flows_through_the_trained_log_probs_alone(name: str, input
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(
     values=st.lists(st.sampled_from([0.0, -1e-30, -0.7, -20.0, -103.0, -1e4]), min_size=12, max_size=12),
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6]),
@@ -237,6 +243,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(inputs=batches())
 def test_a_credit_factor_of_one_is_the_plain_loss_and_any_other_scales_its_token_only(
     name: str, inputs: LossInputs
