@@ -54,7 +54,7 @@ def meter_class(meter: Meter) -> type:
     """A logger in vLLM's sense that writes into ``meter``."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
-    class _Logger(StatLoggerBase):
+    class _Logger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not followed
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
 
         def record(

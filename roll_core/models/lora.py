@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,8 @@ def add_lora(model: CausalLM, rank: int, alpha: float, *, seed: int = 0) -> Caus
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for block in model.model.layers:
-        for parent in (block.self_attn, block.mlp):
+        parents: tuple[Any, ...] = (block.self_attn, block.mlp)
+        for parent in parents:
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(parent, name, LoraLinear(child, rank, alpha, generator))
