@@ -71,6 +71,10 @@ class Trajectory:
     ended_at_s: float = 0.0
     recoveries: int = 0
     """How often its sandbox was lost and the episode replayed in another."""
+    open_s: float = 0.0
+    """How long it waited for its sandbox."""
+    reset_s: float = 0.0
+    """How long the environment took to begin."""
 
     @property
     def generated_tokens(self) -> int:

@@ -12,6 +12,7 @@ from rock.wire.models import (
     EpisodeFilter,
     EpisodePage,
     EpisodeRecord,
+    LatencyView,
     LedgerView,
     MetricPoint,
     RunCreate,
@@ -97,6 +98,11 @@ def _reports(router: APIRouter, control: Control) -> None:
     @router.get("/{run_id}/rhythm/{episode_id}", summary="The attention rhythm of one episode, token by token")
     async def rhythm(run_id: RunId, episode_id: Annotated[str, Path(max_length=64)]) -> EpisodeRhythm:
         return await control.runs.rhythm(run_id, episode_id)
+
+    @router.get("/{run_id}/latencies", summary="What episodes spent their time on, by environment")
+    async def latencies(run_id: RunId) -> list[LatencyView]:
+        """Kept with every report: an episode counts once, when it is first reported as ended."""
+        return await control.runs.latencies(run_id)
 
     @router.get("/{run_id}/ledger", summary="How every dispatched episode ended")
     async def ledger(run_id: RunId) -> LedgerView:

@@ -14,6 +14,7 @@ from rock.wire.models import (
     EpisodePage,
     EpisodeRecord,
     EventView,
+    LatencyView,
     LedgerView,
     MetricPoint,
     RunCreate,
@@ -75,6 +76,10 @@ class RunService:
 
     async def episode(self, run_id: str, episode_id: str) -> EpisodeRecord:
         return await self._store.episode(run_id, episode_id)
+
+    async def latencies(self, run_id: str) -> list[LatencyView]:
+        await self._store.run(run_id)
+        return await self._store.latencies(run_id)
 
     async def ledger(self, run_id: str) -> LedgerView:
         await self._store.run(run_id)

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, func, insert, literal, or_, select, union_
 
 from rock.domain.errors import NotFound
 from rock.domain.outcome import LedgerState
+from rock.store import latencies
 from rock.store.database import Database, whole
 from rock.store.tables import EpisodeRow, LedgerRow, MetricRow, RunRow, TurnsRow
 from rock.store.upsert import in_chunks, upsert
@@ -25,6 +26,7 @@ from rock.wire.models import (
     EpisodeFilter,
     EpisodePage,
     EpisodeRecord,
+    LatencyView,
     LedgerView,
     MetricPoint,
     RunUpdate,
@@ -140,6 +142,7 @@ class RunStore:
             if not found.rowcount:
                 raise unknown_run(run_id)
             changes: dict[LedgerKey, list[int]] = defaultdict(lambda: [0, 0, 0])
+            ended_before: set[str] = set()
             for ids in in_chunks(list(latest), _IDS_AT_ONCE):
                 query = select(
                     EpisodeRow.id,
@@ -151,6 +154,8 @@ class RunStore:
                     EpisodeRow.sandbox_s,
                 ).where(EpisodeRow.run_id == run_id, EpisodeRow.id.in_(ids))
                 for row in (await connection.execute(query)).all():
+                    if row.ledger != LedgerState.IN_FLIGHT:
+                        ended_before.add(row.id)
                     if _age(latest[row.id]) < (row.ledger != LedgerState.IN_FLIGHT, row.ended_at):
                         del latest[row.id]
                     else:
@@ -178,6 +183,13 @@ class RunStore:
                 if count or tokens or sandbox_us
             ]
             await upsert(connection, LedgerRow, sums, add=("episodes", "tokens", "sandbox_us"))
+            new = (e for e in latest.values() if e.ledger is not LedgerState.IN_FLIGHT and e.id not in ended_before)
+            await latencies.count(connection, run_id, new)
+
+    @whole
+    async def latencies(self, run_id: str) -> list[LatencyView]:
+        async with self._db.read() as connection:
+            return await latencies.views(connection, run_id)
 
     @whole
     async def episodes(

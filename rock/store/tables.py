@@ -203,6 +203,8 @@ class EpisodeRow(Base):
     generated_tokens: Mapped[int] = mapped_column(BigInteger)
     sandbox_s: Mapped[float] = mapped_column(Float)
     recoveries: Mapped[int] = mapped_column(Integer, server_default="0")
+    open_s: Mapped[float] = mapped_column(Float, server_default="0")
+    reset_s: Mapped[float] = mapped_column(Float, server_default="0")
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
     __table_args__ = (
@@ -238,6 +240,18 @@ class RhythmRow(Base):
         ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         Index("ix_rhythms_run_id_step", "run_id", "step"),
     )
+
+
+class LatencyRow(Base):
+    """Histograms of what episodes spent their time on; ``bucket`` as in :mod:`rock.domain.latency`."""
+
+    __tablename__ = "latencies"
+    run_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    env: Mapped[str] = mapped_column(String(255), primary_key=True)
+    what: Mapped[str] = mapped_column(String(16), primary_key=True)
+    bucket: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    count: Mapped[int] = mapped_column(BigInteger)
+    __table_args__ = (ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),)
 
 
 class LedgerRow(Base):

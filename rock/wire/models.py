@@ -489,8 +489,24 @@ class EpisodeRecord(Message):
     sandbox_s: float = 0.0
     recoveries: int = 0
     """How often its sandbox was lost and the episode replayed in another."""
+    open_s: float = 0.0
+    """How long it waited for its sandbox; 0 where that is not known."""
+    reset_s: float = 0.0
+    """How long the environment took to begin; 0 where that is not known."""
     started_at: datetime
     ended_at: datetime
+
+
+class LatencyView(Message):
+    """What the ended episodes of a run in one environment spent their time on; quantiles within 5 %."""
+
+    env: str
+    what: str
+    """``open`` (a sandbox), ``reset``, ``step`` of the environment, ``generate`` an answer."""
+    count: int
+    p50_s: float
+    p95_s: float
+    p99_s: float
 
 
 class EpisodeFilter(Message):

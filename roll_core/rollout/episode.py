@@ -77,6 +77,7 @@ class Episode:
         self._opened_s: float | None = None
         self._sandbox_s = 0.0
         self._recoveries = 0
+        self._open_s = self._reset_s = 0.0
         self._started_at_s = time.time()
         self._doing = "open"
 
@@ -102,21 +103,24 @@ class Episode:
             id=spec.id, group_id=spec.group_id, env=self._player.env, task=spec.task, seed=spec.seed,
             init_version=spec.init_version, turns=tuple(self._turns), outcome=outcome, sandbox_id=self._sandbox_id,
             sandbox_s=self._sandbox_s, started_at_s=self._started_at_s, ended_at_s=time.time(),
-            recoveries=self._recoveries,
+            recoveries=self._recoveries, open_s=self._open_s, reset_s=self._reset_s,
         )  # fmt: skip
 
     async def _play(self) -> Outcome:
         limits = self._player.limits
         stack = AsyncExitStack()
+        started_s = now_s()
         try:
             opening = stack.enter_async_context(self._player.sessions.open(self.spec.task, self.spec.seed))
             session = await self._within("open", opening, limits.open_s)
             self._opened_s = now_s()
+            self._open_s = self._opened_s - started_s
             self._sandbox_id = session.sandbox_id
             before = recoveries_of(session)
             try:
                 reset = session.reset(self.spec.task, self.spec.seed, self._player.env_options or None)
                 observation, info = await self._within("reset", reset, limits.reset_s + limits.recovery_s)
+                self._reset_s = now_s() - self._opened_s
                 return await self._turns_until_the_end(session, observation, info)
             finally:
                 self._recoveries = recoveries_of(session) - before

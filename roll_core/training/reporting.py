@@ -271,6 +271,8 @@ def episode_record(trajectory: Trajectory, booking: Booking, *, phase: Phase, sp
         generated_tokens=trajectory.generated_tokens,
         sandbox_s=trajectory.sandbox_s,
         recoveries=trajectory.recoveries,
+        open_s=trajectory.open_s,
+        reset_s=trajectory.reset_s,
         started_at=datetime.fromtimestamp(trajectory.started_at_s, UTC),
         ended_at=datetime.fromtimestamp(trajectory.ended_at_s, UTC),
     )

@@ -237,3 +237,31 @@ def test_the_sums_equal_a_scan_whatever_is_reported_again(
             assert (await store.episodes(run_id)).total == len(last)
 
     asyncio.run(main())
+
+
+def test_latencies_count_an_episode_once_when_it_has_ended(opened: Callable[..., Any]) -> None:
+    turns = tuple(
+        TurnRecord(observation="o", response="r", action="a", generate_s=0.5, env_s=0.01 * n) for n in range(1, 5)
+    )
+
+    async def main() -> None:
+        async with opened() as database:
+            store = RunStore(database)
+            await store.create(run_view())
+            in_flight = episode(1, ledger=LedgerState.IN_FLIGHT, turns=turns)
+            ended = episode(1, reset_s=2.0, open_s=0.1, turns=turns)
+            for report in ([in_flight], [ended], [ended], [ended, episode(1, reset_s=9.0, turns=turns)]):
+                await store.add_episodes("run-1", report, T0)
+            await store.add_episodes("run-1", [episode(2, reset_s=4.0)], T0)
+            found = {(v.env, v.what): v for v in await store.latencies("run-1")}
+            assert {what: v.count for (_, what), v in found.items()} == {
+                "open": 1,
+                "reset": 2,
+                "generate": 4,
+                "step": 4,
+            }
+            assert found["toy", "reset"].p50_s == pytest.approx(2.0, rel=0.05)
+            assert found["toy", "reset"].p99_s == pytest.approx(4.0, rel=0.05)
+            assert found["toy", "step"].p50_s == pytest.approx(0.02, rel=0.05)
+
+    asyncio.run(main())
