@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from rock.domain.errors import StorageError
 from rock.store.fleet import FleetStore, StoredLease
+from rock.wire.handle import HeldLease
 
 log = logging.getLogger(__name__)
 
@@ -92,3 +93,10 @@ class LeaseRecords:
     async def stored(self) -> list[StoredLease]:
         """What the database says is living. Raises StorageError."""
         return await self._store.living_leases()
+
+
+def held_lease(lease: StoredLease) -> HeldLease:
+    """What a node is told of it."""
+    return HeldLease(
+        lease.id, lease.sandbox_id, lease.token_sha256, lease.epoch, lease.run_id, lease.spec, lease.created_at
+    )

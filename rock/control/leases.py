@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from math import inf
 
 from rock.control.admission import Quota, check_time
 from rock.control.catalog import Catalog
+from rock.control.comparing import Comparison
 from rock.control.history import History
 from rock.control.keys import OWNER, Caller
-from rock.control.lease_records import LeaseRecords
+from rock.control.lease_records import LeaseRecords, held_lease
 from rock.control.measures import Counters
 from rock.control.nodes import NodeBook
 from rock.control.offers import Offers
@@ -30,7 +31,7 @@ from rock.domain.clock import Clock
 from rock.domain.errors import LeaseExpired, Recovering, RockError, SandboxLost, StorageError
 from rock.domain.leases import Held, LeaseBook
 from rock.store.fleet import FleetStore, StoredLease
-from rock.wire.handle import HeldLease, NodeHandle, token_sha256
+from rock.wire.handle import NodeHandle, token_sha256
 from rock.wire.models import (
     Endpoint,
     EventView,
@@ -78,6 +79,9 @@ class LeaseService:
             given_up=self._given_up,
         )
         self.counters = Counters()
+        self._comparison = Comparison(
+            nodes, self._book, self._claims, self._rebinding.condemned, lost=self._lost, event=self._event
+        )
 
     def __len__(self) -> int:
         return len(self._book)
@@ -383,42 +387,9 @@ class LeaseService:
             EventView(at=datetime.now(UTC), kind=kind, subject=subject, detail=detail, node=node, run_id=run_id)
         )
 
-    # --- comparing with the nodes
-
     async def reconcile(self) -> None:
         """Behind the nodes' hints: no lease without a living sandbox, no leased sandbox without its lease."""
-        for node in self._nodes:
-            try:
-                await self.compare(node)
-            except RockError as error:  # one node that does not answer must not hide the others
-                log.warning("node=%s could not be compared: %s", node.name, error)
-
-    async def compare(self, node: NodeHandle) -> None:
-        """Compare the book with one node, now; also right after it came back from being thought dead."""
-        epochs = {h.lease_id: h.epoch for h in self._book.held() if h.node == node.name and h.bound}
-        views = await node.sandboxes()
-        alive = {view.id: view for view in views}
-        for held in self._book.held():
-            if held.bound and held.node == node.name and epochs.get(held.lease_id) == held.epoch:
-                view = alive.get(held.sandbox_id)
-                if view is None or view.state not in HELD:
-                    self._lost(held, "the sandbox is gone")
-        await self._fence(node, views)
-
-    async def _fence(self, node: NodeHandle, views: Sequence[SandboxView]) -> None:
-        """End the sandboxes that are leased there to nobody: their lease has ended, or moved elsewhere.
-
-        By name, and judged by what the book says after the node has answered, claims under way included: a lease that
-        is granted meanwhile is never taken for a stray, as it could be if the node compared with a list of leases that
-        was made before.
-        """
-        for view in views:
-            if view.state not in HELD or self._book.of_sandbox(view.id) or view.lease_id in self._claims:
-                continue
-            if not self._rebinding.condemned(view.id):
-                log.warning("node=%s sandbox=%s is held by nobody; ending it", node.name, view.id)
-                self._event("sandbox.fenced", view.id, f"lease {view.lease_id} is not on it", node.name, view.run_id)
-                await node.release(view.id, reason="its lease ended or moved to another sandbox")
+        await self._comparison.run()
 
     # --- after a restart
 
@@ -444,12 +415,6 @@ class LeaseService:
         held = self._hold(lease)
         if lost:
             self._lost(held, lost)
-
-
-def held_lease(lease: StoredLease) -> HeldLease:
-    return HeldLease(
-        lease.id, lease.sandbox_id, lease.token_sha256, lease.epoch, lease.run_id, lease.spec, lease.created_at
-    )
 
 
 def _why(view: SandboxView) -> str:

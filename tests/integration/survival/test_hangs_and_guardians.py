@@ -131,7 +131,6 @@ def test_another_platform_on_the_same_engine_touches_nothing_of_ours(on_docker: 
                 await next_door.restarted(before)
                 assert (await theirs.step("inc")).observation == "1 of 9"
                 assert env.sandbox_id not in {view.id for view in await other.sandboxes()}
-            await asyncio.to_thread(next_door.rock, "doctor", "--fix", code=None)
             await asyncio.to_thread(next_door.end)
             assert (await env.step("inc")).observation == "1 of 9"
             await asyncio.to_thread(on_docker.up)

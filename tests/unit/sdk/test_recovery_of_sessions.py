@@ -354,6 +354,35 @@ def test_a_vain_connection_to_the_lost_sandbox_that_ends_late_is_no_loss_of_the_
     asyncio.run(main())
 
 
+def test_a_call_that_is_silent_goes_on_asking_until_it_is_answered(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was cut off ends no connection, and the platform gives it up only after several seconds."""
+    monkeypatch.setattr(lease_module, "SILENT_S", 0.1)
+    monkeypatch.setattr(lease_module, "SILENT_ASK_S", 0.05)
+
+    async def main() -> None:
+        async with serving() as served, served.client() as rock, rock.env("toy", task="9", ttl_s=600) as env:
+            await env.reset()
+            heartbeat, asked = served.platform.control.leases.heartbeat, 0
+
+            def counted(lease_id: str) -> Any:
+                nonlocal asked
+                asked += 1
+                return heartbeat(lease_id)
+
+            monkeypatch.setattr(served.platform.control.leases, "heartbeat", counted)
+            served.runtime.faults.step_delay_s = 60.0
+            pending = asyncio.create_task(env.step("go 1"))
+            await until(lambda: asked >= 5)
+            assert not pending.done()
+            pending.cancel()
+            await asyncio.wait({pending})
+            assert env._seat.held._silent_at is None
+
+    asyncio.run(main())
+
+
 def test_a_lease_that_is_past_the_epoch_is_answered_at_once(serving: Serving) -> None:
     async def main() -> None:
         async with serving() as served, served.client() as rock, rock.env("toy", task="9") as env:
