@@ -70,9 +70,14 @@ def barrier_s(workload: Workload, seed: int) -> float:
     return run_virtual(main())
 
 
+def turn_seed(spec: EpisodeSpec, turn: int) -> int:
+    """The seed of an episode's sampling at this turn."""
+    return (spec.sampling_seed + 0x9E3779B1 * turn) % 2**31
+
+
 def _ask(router: Router, spec: EpisodeSpec, turn: int, prompt: list[int]) -> Coroutine[Any, Any, Any]:
     """The request that an episode would make at this turn (see ``Episode._generate``)."""
-    seed = (spec.sampling_seed + 0x9E3779B1 * turn) % 2**31
+    seed = turn_seed(spec, turn)
     return router.generate(f"{spec.id}/{turn}", prompt, SamplingParams(1 << 40, seed=seed), session=spec.id)
 
 
@@ -130,4 +135,4 @@ def synchronous_s(workload: Workload, seed: int, steps: int, *, barrier: bool = 
     return run_virtual(main())
 
 
-__all__ = ["SimulatedPrompter", "barrier_s", "rounds_s", "synchronous_s"]
+__all__ = ["SimulatedPrompter", "barrier_s", "rounds_s", "synchronous_s", "turn_seed"]

@@ -69,6 +69,8 @@ class Outcome:
     worker_seconds: WorkerSeconds = field(default_factory=WorkerSeconds)
     completed: list[int] = field(default_factory=list)
     """Episodes played to their end, by the end of each step."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each sample that was trained on."""
     concurrency: list[int] = field(default_factory=list)
     """The limit on episodes at once, at the end of each step."""
     cpu_s: float = 0.0
@@ -183,6 +185,8 @@ class Simulation:
         tokens = booking.trajectory.generated_tokens if booking.trajectory else 0
         self.outcome.episodes[booking.state] = self.outcome.episodes.get(booking.state, 0) + 1
         self.outcome.tokens[booking.state] = self.outcome.tokens.get(booking.state, 0) + tokens
+        if booking.state is LedgerState.TRAINED:
+            self.outcome.lengths.append(tokens)
 
 
 _LOOK_EVERY_S = 1.0
