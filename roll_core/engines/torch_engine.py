@@ -12,7 +12,6 @@ read their prompt, so a long prompt delays the others by a bounded amount. Reque
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -26,6 +25,7 @@ import torch
 from roll_core.engines.base import EngineStats, SamplingParams
 from roll_core.engines.decoder import Decoder, Piece
 from roll_core.engines.sampling import sample, uniforms
+from roll_core.engines.settling import Settled, settle, settle_all
 from roll_core.engines.slots import SlotTable
 from roll_core.engines.stopping import StopStrings
 from roll_core.errors import EngineDead
@@ -65,21 +65,6 @@ class _Request:
         count = len(self.versions)  # appended last: a worker that died between the lists leaves no torn token
         sampled = tuple(self.ids[self.prompt_size : self.prompt_size + count])
         return Generation(sampled, tuple(self.logprobs[:count]), tuple(self.versions), reason)
-
-
-def _settle(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], outcome: T | BaseException) -> None:
-    """Resolve a future from the worker's thread, once; its loop may have been closed meanwhile."""
-
-    def resolve() -> None:
-        if future.done():
-            return
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(resolve)
 
 
 class TorchEngine:
@@ -122,6 +107,7 @@ class TorchEngine:
         self._commands: deque[Callable[[], None]] = deque()
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []  # in order of admission
+        self._finished: list[Settled] = []  # of this pass, not delivered yet
         self._thread: threading.Thread | None = None
         self._closing = False
         self._death: BaseException | None = None
@@ -259,7 +245,9 @@ class TorchEngine:
                     if self._running:
                         begin = time.perf_counter()
                         self._pass()
+                        self._deliver()
                         self._busy_s += time.perf_counter() - begin
+                    self._deliver()
             self._end(EngineDead("the engine was closed"))
         except BaseException as error:  # noqa: BLE001 - the worker's edge: whatever it is, those who wait must hear of it
             _log.exception("the engine's worker died")
@@ -272,11 +260,12 @@ class TorchEngine:
             commands, self._commands = self._commands, deque()
         for command in commands:
             command()
+        self._deliver()
         for request in (*self._running, *self._waiting):
             error = self._dead()
             error.__cause__ = cause
             error.partial = request.generation("abort")
-            _settle(request.loop, request.future, error)
+            settle(request.loop, request.future, error)
         self._running.clear()
         self._waiting.clear()
 
@@ -358,7 +347,11 @@ class TorchEngine:
         if request.slot >= 0:
             self._running.remove(request)
             self._slots.finish(request.slot, request.ids[: request.computed])
-        _settle(request.loop, request.future, request.generation(reason))
+        self._finished.append((request.loop, request.future, request.generation(reason)))
+
+    def _deliver(self) -> None:
+        finished, self._finished = self._finished, []
+        settle_all(finished)
 
     def _abort(self, request_id: str) -> None:
         for request in self._waiting:
@@ -373,13 +366,13 @@ class TorchEngine:
 
     def _load(self, weights: Weights, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
         if self._death is not None:
-            _settle(loop, done, self._dead())
+            settle(loop, done, self._dead())
             return
         begin = time.perf_counter()
         try:
             self._decoder.load(weights.tensors)
         except ValueError as error:
-            _settle(loop, done, error)
+            settle(loop, done, error)
             return
         finally:
             self._load_s += time.perf_counter() - begin
@@ -387,4 +380,4 @@ class TorchEngine:
         self._slots.invalidate()
         for request in self._running:
             request.computed = 0
-        _settle(loop, done, None)
+        settle(loop, done, None)
