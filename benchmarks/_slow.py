@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from roll_core.rollout.sessions import Session, SessionFactory, StepTuple
+from rock.sdk import Rock
+from roll_core.config import Recipe
+from roll_core.rollout.sessions import SdkSessions, Session, SessionFactory, StepTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +81,17 @@ class _Slow:
 
     async def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> Any:
         return await self._session.call(method, timeout_s=timeout_s, **args)
+
+
+def leases(rock: Rock, recipe: Recipe) -> SdkSessions:
+    """Sandboxes of a platform, with the recipe's deadlines."""
+    return SdkSessions(
+        rock,
+        recipe.env.name,
+        run_id="",
+        wait_s=recipe.platform.wait_s,
+        ttl_s=recipe.platform.ttl_s,
+        reset_s=recipe.rollout.reset_s,
+        step_s=recipe.rollout.step_s,
+        recovery_s=recipe.rollout.recovery_s,
+    )

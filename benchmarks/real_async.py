@@ -41,7 +41,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks._measuring import home, machine, platform
-from benchmarks._slow import Latency, SlowSessions
+from benchmarks._slow import Latency, SlowSessions, leases
 from rock.domain.errors import RockError
 from rock.domain.outcome import LedgerState, Void
 from rock.runtimes.building import build_environment
@@ -51,7 +51,7 @@ from rock.sdk import Rock, RunStatus
 from rock.sdk.home import rock_home
 from roll_core.config import Recipe, load_recipe, to_yaml
 from roll_core.rollout.reuse import ReusedSessions
-from roll_core.rollout.sessions import SdkSessions, SessionFactory
+from roll_core.rollout.sessions import SessionFactory
 from roll_core.rollout.work import Booking
 from roll_core.training.metrics import Rate
 from roll_core.training.progress import Display
@@ -90,12 +90,12 @@ FULL = Scale(steps=12, groups=4, members=8, evaluation=200, rounds=2, same=True)
 QUICK = Scale(steps=5, groups=2, members=8, evaluation=60, rounds=1, same=False)
 
 SHORT = (
-    # A smaller model, and episodes of a dozen turns: after a short warm start it wins some of them.
+    # A smaller model, and episodes of a dozen turns. The warm start is made once and kept.
     "model.layers=2",
     "rollout.max_turns=12",
     "rollout.episodes_per_sandbox=64",
-    "warm_start.demonstrations=1000",
-    "warm_start.epochs=6",
+    "warm_start.demonstrations=600",
+    "warm_start.epochs=10",
     "warm_start.batch_size=8",
     # Engine and learner on a core each; a busy core would hold up a thread on the other.
     "training.threads=1",
@@ -301,7 +301,7 @@ async def measure(url: str, scale: Scale, alpha: float, folder: Path, kept: Path
     most = scale.sandboxes(alpha)
     recipe = load_recipe("alfworld-tiny", [*common(scale), f"rollout.concurrency={most}"])
     async with Rock(url) as rock:
-        slow = SlowSessions(_leases(rock, recipe), LATENCY)
+        slow = SlowSessions(leases(rock, recipe), LATENCY)
         sessions = ReusedSessions(slow, recipe.rollout.episodes_per_sandbox)
         try:
             tasks = await sessions.tasks(recipe.env.train_split)
@@ -319,19 +319,6 @@ async def measure(url: str, scale: Scale, alpha: float, folder: Path, kept: Path
         finally:
             await sessions.close()
     return summarise(results, alpha)
-
-
-def _leases(rock: Rock, recipe: Recipe) -> SdkSessions:
-    return SdkSessions(
-        rock,
-        ENV,
-        run_id="",
-        wait_s=recipe.platform.wait_s,
-        ttl_s=recipe.platform.ttl_s,
-        reset_s=recipe.rollout.reset_s,
-        step_s=recipe.rollout.step_s,
-        recovery_s=recipe.rollout.recovery_s,
-    )
 
 
 def summarise(results: Sequence[Measured], alpha: float) -> dict[str, Any]:
