@@ -60,7 +60,7 @@ HYPOTHESES = (
 
 QUICK = (
     "warm_start.demonstrations=2000", "warm_start.epochs=3",
-    "training.steps=4", "critic.warmup_steps=1", "evaluation.tasks=48", "rollout.groups_per_batch=6",
+    "training.steps=3", "critic.warmup_steps=1", "evaluation.tasks=24", "rollout.groups_per_batch=4",
 )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def picture(results: Mapping[str, Mapping[int, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asyppo", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed, 4 steps: shows that it runs, decides nothing")
+    parser.add_argument("--quick", action="store_true", help="one seed, 3 steps: shows that it runs, decides nothing")
     parser.add_argument("--seeds", default="", help="comma-separated; 0,1,2,3,4, or 0 with --quick")
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated names")
     parser.add_argument("--keep", type=Path, help="file of results: added to; what it holds is not played again")
