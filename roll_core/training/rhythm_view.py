@@ -119,7 +119,7 @@ def html(record: EpisodeRhythm, maps: Sequence[Sequence[Sequence[float]]] | None
         f"step {record.step}, {result}, credit {escape(record.strategy)}. {escape(note)}</p><ul>{said}</ul>"
         f"<h2>WAAD: how far back the local heads look</h2>{_marked(record, 'waad')}"
         f"<h2>FAI: how much later tokens look here</h2>{_marked(record, 'fai')}"
-        "<p>Darker is higher, by rank. Dashed outline: preplan token. Underlined: anchor. Grey: what the environment "
+        "<p>Stronger is higher, by rank. Dashed outline: preplan token. Underlined: anchor. Grey: what the environment "
         "said. Point at a token for its numbers.</p>"
         f"{drawn}<h2>Heads</h2><table><tr><th>layer</th><th>head</th><th>span</th><th></th></tr>{heads}</table></html>"
     )
