@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BALANCE_GAP = 2
 """Difference in running requests from which a move pays: it costs reading the prompt again. 2 was better than 4 on
-every W1 workload of ``benchmarks.async_speedup``, on its tuning seeds, by 0.6 to 1.6 %."""
+every W1 workload of ``benchmarks.async_speedup``, on its tuning seeds, by 0.5 to 1.2 %."""
 
 
 _COUNTERS = ("generated_tokens", "prefilled_tokens", "cached_tokens", "busy_s", "load_s", "restarts")
