@@ -19,6 +19,7 @@ GROUP = "rock.commands"
 # What the help says of a command that is not imported; its own `--help` says the rest.
 KNOWN = {
     "run.replay": "Redo a run's learner steps from its event log and compare the weights.",
+    "run.rhythm": "Show what the policy attended to: preplan tokens and anchors.",
     "train": "Train a model by reinforcement learning, from a recipe.",
     "dashboard": "Show fleet, runs and episodes in a browser.",
     "report": "Write a run into one file: curves, ledger, incidents, recipe.",
