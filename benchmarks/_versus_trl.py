@@ -14,7 +14,6 @@ import asyncio
 import itertools
 import json
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -111,15 +110,28 @@ def recipe(start: Path, steps: int, alpha: float) -> Recipe:
     )  # fmt: skip
 
 
+class _Reporter(FileReporter):
+    """Also notes the processor time at the end of each step."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.cpu_s: list[float] = []
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        if "time/step_s" in values:
+            self.cpu_s.append(time.process_time())
+        super().metrics(step, values)
+
+
 def play_ours(start: Path, steps: int, alpha: float) -> dict[str, Any]:
     """The production trainer, everything in it switched on: ledger, event log, metrics, checkpoints at both ends."""
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "run")
 
-        async def main() -> float:
+        async def main() -> tuple[float, list[float]]:
             chosen = recipe(start, steps, alpha)
             directory.create(chosen, RunIdentity("run-0000000001"))
-            reporter = FileReporter(directory.path)
+            reporter = _Reporter(directory.path)
             sessions = LocalSessions(chosen.platform.local_entry, tasks={"train": tasks(2000)})
             display = Display("benchmark", console=Console(file=StringIO()))
             begin_s = time.thread_time()
@@ -128,16 +140,15 @@ def play_ours(start: Path, steps: int, alpha: float) -> dict[str, Any]:
             finally:
                 await reporter.close()
                 await sessions.close()
-            return time.thread_time() - begin_s
+            return time.thread_time() - begin_s, reporter.cpu_s
 
         # The loop's own thread does all but decode, learn and play: what is left is what keeping books costs.
-        loop_s = asyncio.run(main())
+        loop_s, cpu_s = asyncio.run(main())
         lines = [json.loads(line)["values"] for line in (directory.path / "metrics.jsonl").read_text().splitlines()]
     metrics = [values for values in lines if "time/step_s" in values]
     tokens = sum(values["learner/response_tokens"] for values in metrics)
-    return _measured(
-        [v["time/step_s"] for v in metrics], [v["rollout/reward"] for v in metrics if "rollout/reward" in v]
-    ) | {
+    rewards = [v["rollout/reward"] for v in metrics if "rollout/reward" in v]  # none where no episode ended in a step
+    return _measured([v["time/step_s"] for v in metrics], cpu_s, rewards) | {
         "loop_thread_s": round(loop_s, 2),
         "tokens": int(tokens),
     }
@@ -155,7 +166,7 @@ def play_trl(start: Path, steps: int) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     model.generation_config.eos_token_id = newline
     rewards: list[float] = []
-    ended_s = [time.perf_counter()]
+    ended_s, cpu_s = [time.perf_counter()], []
 
     def judge(prompts: list[str], completions: list[str], task: list[str], **_: Any) -> list[float]:
         found = [reward(t, c + "\n") for t, c in zip(task, completions, strict=True)]
@@ -165,6 +176,7 @@ def play_trl(start: Path, steps: int) -> dict[str, Any]:
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ended_s.append(time.perf_counter())
+            cpu_s.append(time.process_time())
 
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
@@ -180,19 +192,27 @@ def play_trl(start: Path, steps: int) -> dict[str, Any]:
         )  # fmt: skip
         ended_s[0] = time.perf_counter()
         trainer.train()
-    return _measured([b - a for a, b in itertools.pairwise(ended_s)], rewards)
+    return _measured([b - a for a, b in itertools.pairwise(ended_s)], cpu_s, rewards)
 
 
-def _measured(step_s: list[float], rewards: list[float]) -> dict[str, Any]:
+def _measured(step_s: list[float], cpu_s: list[float], rewards: list[float]) -> dict[str, Any]:
+    """``cpu_s``: processor time of the process at the end of each step."""
     counted = step_s[WARM_STEPS:]
+    cpu_step_s = (cpu_s[-1] - cpu_s[WARM_STEPS - 1]) / len(counted)
     return {
         "samples_per_s": round(SAMPLES * len(counted) / sum(counted), 1),
         "step_p50_s": round(statistics.median(counted), 4),
-        "cpu_s": round(time.process_time(), 1),
+        "samples_per_cpu_s": round(SAMPLES / cpu_step_s, 1),
         "reward_first": round(statistics.fmean(rewards[:3]), 3),
         "reward_last": round(statistics.fmean(rewards[-5:]), 3),
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "rss_mib": _peak_rss_mib(),
     }
+
+
+def _peak_rss_mib() -> int:
+    """Of this program; getrusage would tell the larger of it and of whoever started it."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) >> 10
 
 
 def main() -> None:

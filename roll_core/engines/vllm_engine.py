@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 
 from roll_core.engines.base import EngineStats, SamplingParams
 from roll_core.engines.vllm_stats import Meter, meter_class
+from roll_core.engines.vllm_worker import OWNER
 from roll_core.errors import EngineDead, RecipeError
 from roll_core.models.checkpoint import save_weights
 from roll_core.models.qwen import ModelConfig, parameter_shapes
@@ -161,7 +162,7 @@ class VllmEngine:
     def _make(self, arguments: Any) -> Any:
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        with _environment(self._cpu_environment()):
+        with _environment({OWNER: f"{os.getpid()}:{self._folder}", **self._cpu_environment()}):
             return AsyncLLM.from_engine_args(arguments, stat_loggers=[meter_class(self._meter)])
 
     def _cpu_environment(self) -> dict[str, str]:

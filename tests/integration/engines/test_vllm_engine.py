@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -224,3 +227,37 @@ def test_a_dead_engine_tells_all_who_wait_and_is_replaced_with_the_newest_weight
     for generation in (got, next_one):
         assert set(generation.versions) == {1}
         assert gap(policy(QWEN3, 1), PROMPT, generation, SamplingParams(1)) < TOLERANCE
+
+
+HOLDER = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from engines.conftest import cpu_engine
+from engines.policies import QWEN3
+
+async def main():
+    engine = cpu_engine(QWEN3)
+    await engine.start()
+    print("started", engine._folder, flush=True)
+    await asyncio.sleep(3600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_nothing_of_an_engine_outlives_a_killed_trainer(tmp_path: Path) -> None:
+    script = tmp_path / "holder.py"
+    script.write_text(HOLDER)
+    words = [sys.executable, str(script), str(Path(__file__).parents[1])]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as trainer:
+        assert trainer.stdout is not None
+        line = next(line for line in trainer.stdout if line.startswith("started"))
+        folder = Path(line.split()[1])
+        assert folder.is_dir()
+        children = psutil.Process(trainer.pid).children(recursive=True)
+        assert len(children) >= 2
+        trainer.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not folder.exists()
