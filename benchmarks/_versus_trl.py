@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import itertools
 import json
 import random
@@ -155,9 +156,10 @@ def play_ours(start: Path, steps: int, alpha: float) -> dict[str, Any]:
 
 
 def play_trl(start: Path, steps: int) -> dict[str, Any]:
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+
+    trl: Any = importlib.import_module("trl")  # its annotations are not meant for others
 
     tokenizer = AutoTokenizer.from_pretrained(start)
     tokenizer.pad_token = "<|pad|>"
@@ -173,20 +175,20 @@ def play_trl(start: Path, steps: int) -> dict[str, Any]:
         rewards.append(statistics.fmean(found))
         return found
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ended_s.append(time.perf_counter())
             cpu_s.append(time.process_time())
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = GRPOConfig(
+        settings = trl.GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_strategy="no",
             disable_tqdm=True, per_device_train_batch_size=SAMPLES, num_generations=GROUP_SIZE, temperature=1.0,
             max_completion_length=NEW_TOKENS, beta=0.0, learning_rate=LR, lr_scheduler_type="constant", max_steps=steps,
             loss_type="grpo", gradient_checkpointing=False, seed=0, adam_beta1=0.9, adam_beta2=0.999,
         )  # fmt: skip
         data = Dataset.from_list([{"prompt": transcript_text(t, str), "task": t} for t in tasks(2000)])  # type: ignore[arg-type]
-        trainer = GRPOTrainer(
+        trainer = trl.GRPOTrainer(
             model=model, reward_funcs=judge, args=settings, train_dataset=data, processing_class=tokenizer,
             callbacks=[Clock()],
         )  # fmt: skip

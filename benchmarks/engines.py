@@ -173,7 +173,7 @@ def measure_training(steps: int, rounds: int) -> dict[str, Any]:
 
     def ratio(arm: str, unit: str) -> float:
         pairs = zip(found[arm], found["trl"], strict=True)
-        return round(statistics.median(ours[unit] / theirs[unit] for ours, theirs in pairs), 2)
+        return round(statistics.median(float(ours[unit] / theirs[unit]) for ours, theirs in pairs), 2)
 
     books = [1e6 * one["loop_thread_s"] / one["tokens"] for one in found["async"]]
     return {

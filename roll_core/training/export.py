@@ -81,9 +81,7 @@ def _checkpoint(run: RunDirectory, recipe: Recipe, step: int | None) -> Path:
     whole = store.whole()
     found = {load_state(path).step: path for path in whole}
     if not found:
-        raise CheckpointError(
-            f"{run.path} has no whole checkpoint: the run has not come to its first."
-        )
+        raise CheckpointError(f"{run.path} has no whole checkpoint: the run has not come to its first.")
     if step is None:
         return found[max(found)]
     if step not in found:
