@@ -3,7 +3,7 @@
 The edge around ``roll_core.training.tuner``, which decides, and ``roll_core.training.worker_time``, which accounts.
 Invariants: between :meth:`Steering.start` and :meth:`Steering.stop` its tasks run, and one that ends by itself ends the
 run; a step trains with the threads that :attr:`Steering.learner_threads` said when its batch was logged; each change
-of pace is one readable line in the event log, the run's log, the display and the run's status.
+of pace is one readable line in the event log, the run's log and the display.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 
 import pytest
 import torch
@@ -19,22 +18,28 @@ from roll_core.training.event_log import FILE
 from roll_core.training.lines import read
 from roll_core.types import TrainBatch
 
+BATCH = 8
 
-class StallingEngine(TorchEngine):
-    """While the learner works, it stops in the middle of a turn until the new weights are there."""
 
-    learning = threading.Event()
+class HoldingEngine(TorchEngine):
+    """Answers of a later batch wait in the middle until the weights are there with which that batch is gathered."""
 
     def _pass(self) -> None:
-        if self.learning.is_set() and any(request.logprobs for request in self._running):
+        held = [r for r in self._running if r.logprobs and _batch_of(r.id) > self._version]
+        if len(held) == len(self._running):
             with self._wake:
                 self._wake.wait_for(lambda: self._commands or self._closing, 0.05)
             return
-        super()._pass()
+        self._running = [r for r in self._running if r not in held]
+        try:
+            super()._pass()
+        finally:
+            self._running += held
 
-    def _load(self, weights, loop, done) -> None:
-        super()._load(weights, loop, done)
-        self.learning.clear()
+
+def _batch_of(request_id: str) -> int:
+    """Episodes are numbered in the order in which they are started, and batches taken in that order."""
+    return int(request_id.rpartition("/")[0].rpartition("-")[2]) // BATCH
 
 
 @pytest.fixture
@@ -45,7 +50,6 @@ def seen(monkeypatch) -> tuple[list[TrainBatch], dict[int, dict[str, torch.Tenso
     train_step, weights = TorchLearner.train_step, TorchLearner.weights
 
     def training(self, batch, **how):
-        StallingEngine.learning.set()
         batches.append(batch)
         return train_step(self, batch, **how)
 
@@ -56,8 +60,7 @@ def seen(monkeypatch) -> tuple[list[TrainBatch], dict[int, dict[str, torch.Tenso
 
     monkeypatch.setattr(TorchLearner, "train_step", training)
     monkeypatch.setattr(TorchLearner, "weights", telling)
-    monkeypatch.setattr(assembly, "TorchEngine", StallingEngine)
-    StallingEngine.learning.clear()
+    monkeypatch.setattr(assembly, "TorchEngine", HoldingEngine)
     return batches, versions
 
 
