@@ -10,7 +10,7 @@ Symbols: w = π_learner/π_engine of a sampled token. Shape legend: B rows, T to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -56,6 +56,12 @@ class MismatchMeter:
         lag_N, clipped_N = _bucket(lag_BT[inside]), clipped_BT[inside].double().cpu()
         self.seen_L.index_add_(0, lag_N, torch.ones_like(clipped_N))
         self.clipped_L.index_add_(0, lag_N, clipped_N)
+
+    def merge(self, other: MismatchMeter) -> None:
+        """Take in the sums of ``other``, of other tokens of the same batch."""
+        for f in fields(self):
+            mine_L, theirs_L = getattr(self, f.name), getattr(other, f.name)
+            setattr(self, f.name, mine_L.maximum(theirs_L) if f.name == "largest_L" else mine_L + theirs_L)
 
     def values(self) -> dict[str, float]:
         """``mismatch/NAME`` over all tokens and ``mismatch/NAME_at_K`` by lag (``_at_3_up`` the last).

@@ -12,60 +12,25 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from roll_core.algorithms import LossInputs, TokenLoss, kl_estimate, token_weights
-from roll_core.algorithms.mismatch import MismatchMeter
+from roll_core.algorithms import token_weights
 from roll_core.errors import CheckpointError
 from roll_core.learners.base import Scores
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.logprobs import Scored, micro_batches, row_lengths, score
+from roll_core.learners.objective import Objective, Step
 from roll_core.learners.optimizers import make_optimizers
 from roll_core.models.lora import plain_parameters
 from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch, Weights
 
 _FILE = "learner.pt"
-
-
-@dataclass(slots=True)
-class _Step:
-    """One ``train_step`` while it lasts. ``telling``: the rows that have a gradient; ``version``: before it."""
-
-    batch: TrainBatch
-    lengths: list[int]
-    telling: set[int]
-    prox_BT: Tensor | None
-    reference_BT: Tensor | None
-    version: int
-    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    mismatch: MismatchMeter = field(default_factory=MismatchMeter)
-
-    def count(self, part: Any, loss: float, scored: Scored, token: TokenLoss) -> None:
-        """Add the sums of one micro-batch."""
-        batch, totals = self.batch, self.totals
-        mask_BT, behaviour_BT = batch.mask_BT[part], batch.behaviour_logprobs_BT[part]
-        lag_BT, logprobs_BT = self.version - batch.versions_BT[part], scored.logprobs_BT.detach()
-        totals["loss"] += loss
-        totals["count"] += mask_BT.sum().item()
-        totals["entropy"] += (scored.entropy_BT.detach() * mask_BT).sum().item()
-        totals["clip_fraction"] += (token.clipped_BT * mask_BT).sum().item()
-        totals["ratio_mean"] += (token.ratio_BT.detach() * mask_BT).sum().item()
-        gap_BT = (logprobs_BT - behaviour_BT).abs() * mask_BT
-        totals["behaviour_gap_mean"] += gap_BT.sum().item()
-        totals["behaviour_gap_max"] = max(totals["behaviour_gap_max"], gap_BT.max().item())
-        if token.weight_BT is not None:
-            totals["correction_weight"] += (token.weight_BT * mask_BT).sum().item()
-            totals["rejected"] += ((token.weight_BT == 0) * mask_BT).sum().item()
-        if not totals["updates"]:  # the policy is still the one that began the step
-            self.mismatch.add(logprobs_BT, behaviour_BT, mask_BT, lag_BT)
-        self.mismatch.add_clipped(token.clipped_BT, mask_BT, lag_BT)
 
 
 class TorchLearner:
@@ -83,10 +48,12 @@ class TorchLearner:
         self.config = config or LearnerConfig()
         self.model = model.to(device)
         self._device = torch.device(device)
-        self._loss = self.config.policy_loss()
         self._reference: CausalLM | None = None
         if self.config.kl_coef:
             self._reference = copy.deepcopy(reference or model).to(device).requires_grad_(False)
+        self._objective = Objective(self.config, has_reference=self._reference is not None)
+        for block in model.model.layers:
+            block.recompute = self.config.activation_checkpointing  # type: ignore[assignment]
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._version = 0
         self._updates = 0
@@ -96,11 +63,6 @@ class TorchLearner:
     @property
     def version(self) -> int:
         return self._version
-
-    @property
-    def _penalised(self) -> bool:
-        """Whether the divergence from the reference is part of the loss."""
-        return self._reference is not None and self.config.kl_in == "loss"
 
     def reset_optimizer(self) -> None:
         """Forget moments and warm-up: for the change from imitation to reinforcement."""
@@ -115,17 +77,18 @@ class TorchLearner:
         |log π_θ − log π_behave|. Metrics ``mismatch/…`` are of the rows scored before the first of them, see
         :class:`~roll_core.algorithms.mismatch.MismatchMeter`."""
         begin = time.perf_counter()
-        self._decay = 1 + (self.config.lr_end - 1) * min(1.0, progress)
+        self._decay = self._objective.decay(progress)
         batch = _to(batch, self._device)
         lengths = row_lengths(batch.mask_BT)
-        telling = self._telling(batch)
-        reference_BT = self._reference_logprobs(batch, lengths) if self._penalised else None
-        step = _Step(batch, lengths, telling, self._prox(batch, lengths, telling), reference_BT, self._version)
+        telling = self._objective.telling(batch)
+        reference_BT = self._reference_logprobs(batch, lengths) if self._objective.penalised else None
+        step = Step(batch, lengths, telling, self._prox(batch, lengths, telling), reference_BT, self._version)
         for _ in range(self.config.epochs):
-            for rows in self._minibatches(len(lengths)):
+            for rows in self._objective.minibatches(len(lengths), self._generator):
                 self._update_on(step, rows)
         self._version += 1
-        return self._metrics(step, time.perf_counter() - begin) | step.mismatch.values()
+        lr = self._optimizers[0].param_groups[0]["lr"]
+        return self._objective.metrics(step, lr=lr, seconds=time.perf_counter() - begin)
 
     def skip_step(self) -> dict[str, float]:
         """A new version with the same weights; optimizer, schedule and random state stay as they are."""
@@ -155,65 +118,21 @@ class TorchLearner:
         norm, applied = self._apply(lr or self.config.lr)
         return {"learner/loss": total, "learner/grad_norm": norm, "learner/skipped_updates": float(not applied)}
 
-    def _minibatches(self, rows: int) -> list[list[int]]:
-        count = min(self.config.updates_per_batch, rows)
-        if count == 1:
-            return [list(range(rows))]
-        order: list[int] = torch.randperm(rows, generator=self._generator).tolist()
-        return [order[i::count] for i in range(count)]
-
-    def _telling(self, batch: TrainBatch) -> set[int]:
-        """The rows that say anything: where no token has an advantage, no loss has a gradient, and the pass is spared.
-        They keep their weight in the aggregation."""
-        if self.config.entropy_coef > 0 or self._penalised or self._loss.ties:
-            return set(range(len(batch.mask_BT)))
-        told: list[int] = (batch.advantages_BT * batch.mask_BT).any(dim=1).nonzero().flatten().tolist()
-        return set(told)
-
     def _prox(self, batch: TrainBatch, lengths: list[int], telling: set[int]) -> Tensor | None:
         """log π_prox of the whole batch; None where it is the present policy, known as soon as it is computed."""
-        if not self._loss.recompute_prox:
-            return batch.behaviour_logprobs_BT
-        if batch.prox_logprobs_BT is not None:
-            return batch.prox_logprobs_BT
-        if self.config.epochs == 1 and self.config.updates_per_batch == 1:
-            return None
+        if not self._objective.needs_prox(batch):
+            return self._objective.given_prox(batch)
         return self._no_grad_scores(self.model, batch.tokens_BT, batch.mask_BT, lengths, sorted(telling)).logprobs_BT
 
-    def _update_on(self, step: _Step, rows: list[int]) -> None:
+    def _update_on(self, step: Step, rows: list[int]) -> None:
         """One optimizer update on ``rows``."""
-        batch, options = step.batch, self._loss.options
-        weights_BT = torch.zeros_like(batch.mask_BT)
-        weights_BT[rows] = token_weights(batch.mask_BT[rows], self._loss.aggregation, options.length)
+        weights_BT = self._objective.weights(step.batch, rows)
         for some in micro_batches([r for r in rows if r in step.telling], step.lengths, self.config.micro_batch_tokens):
             part = (some, slice(0, step.lengths[some[0]]))
-            mask_BT, behaviour_BT = batch.mask_BT[part], batch.behaviour_logprobs_BT[part]
-            scored = self._score(self.model, batch.tokens_BT[part], mask_BT)
-            prox_BT = scored.logprobs_BT.detach() if step.prox_BT is None else step.prox_BT[part]
-            inputs = LossInputs(scored.logprobs_BT, prox_BT, behaviour_BT, batch.advantages_BT[part], mask_BT)
-            token = self._loss.per_token(inputs, options)
-            loss_BT = token.loss_BT + self._regularisation(step, part, scored)
-            loss = (loss_BT * weights_BT[part]).sum()
+            scored = self._score(self.model, step.batch.tokens_BT[part], step.batch.mask_BT[part])
+            loss = self._objective.part_loss(step, part, scored, weights_BT)
             loss.backward()  # type: ignore[no-untyped-call]
-            step.count(part, loss.item(), scored, token)
-        norm, applied = self._apply(self.config.lr * self._decay)
-        step.totals["updates"] += 1
-        step.totals["skipped_updates"] += not applied
-        step.totals["grad_norm"] += norm
-
-    def _regularisation(self, step: _Step, part: Any, scored: Scored) -> Tensor | float:
-        """Per token: the divergence from the reference less the entropy bonus, with their coefficients."""
-        c, batch, loss_BT = self.config, step.batch, None
-        if c.entropy_coef:
-            bonus_BT = scored.entropy_BT
-            if batch.entropy_weight_BT is not None:
-                bonus_BT = bonus_BT * batch.entropy_weight_BT[part]
-            loss_BT = -c.entropy_coef * bonus_BT
-        if step.reference_BT is not None:
-            kl_BT = kl_estimate(scored.logprobs_BT, step.reference_BT[part], c.kl_estimator)
-            step.totals["kl"] += (kl_BT.detach() * batch.mask_BT[part]).sum().item()
-            loss_BT = c.kl_coef * kl_BT if loss_BT is None else loss_BT + c.kl_coef * kl_BT
-        return 0.0 if loss_BT is None else loss_BT
+        step.updated(*self._apply(self.config.lr * self._decay))
 
     def _apply(self, lr: float) -> tuple[float, bool]:
         """Clip, step and clear the accumulated gradient. Returns its norm and whether it was applied."""
@@ -221,32 +140,13 @@ class TorchLearner:
         applied = norm < float("inf")  # false for NaN too
         if applied:
             self._updates += 1
-            rise = min(1.0, self._updates / max(1, self.config.warmup_updates))
+            rise = self._objective.rise(self._updates)
             for optimizer in self._optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * rise
                 optimizer.step()
         self.model.zero_grad(set_to_none=True)
         return norm, applied
-
-    def _metrics(self, step: _Step, seconds: float) -> dict[str, float]:
-        totals, batch = step.totals, step.batch
-        count, updates = max(totals["count"], 1.0), totals["updates"]
-        means = ["entropy", "clip_fraction", "ratio_mean", "behaviour_gap_mean"]
-        means += ["kl"] if self._penalised else []
-        means += ["correction_weight", "rejected"] if self.config.correction else []
-        metrics = {name: totals[name] / count for name in means}
-        metrics |= {name: totals[name] / updates for name in ("loss", "grad_norm")}
-        metrics |= {name: totals[name] for name in ("behaviour_gap_max", "skipped_updates", "updates")}
-        versions = batch.versions_BT[batch.mask_BT > 0]
-        metrics |= {
-            "lr": self._optimizers[0].param_groups[0]["lr"],
-            "tokens": float(sum(step.lengths)),
-            "response_tokens": batch.mask_BT.sum().item(),
-            "token_staleness": (self._version - 1 - versions.float()).mean().item() if len(versions) else 0.0,
-            "step_s": seconds,
-        }
-        return {f"learner/{name}": float(value) for name, value in metrics.items()}
 
     # -- log-probs -------------------------------------------------------------------------------------------------
 
@@ -272,14 +172,15 @@ class TorchLearner:
         return out
 
     def _score(self, model: CausalLM, tokens_BT: Tensor, mask_BT: Tensor, temperature: float | None = None) -> Scored:
-        return score(
-            model,
-            tokens_BT,
-            mask_BT,
-            temperature=self.config.temperature if temperature is None else temperature,
-            head_tokens=self.config.head_tokens,
-            entropy_gradient=self.config.entropy_coef > 0,
-        )
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            return score(
+                model,
+                tokens_BT,
+                mask_BT,
+                temperature=self.config.temperature if temperature is None else temperature,
+                head_tokens=self.config.head_tokens,
+                entropy_gradient=self.config.entropy_coef > 0,
+            )
 
     # -- state -----------------------------------------------------------------------------------------------------
 
