@@ -1,0 +1,1 @@
+"""The learner on Megatron-Core: tensor, pipeline and data parallel. See ``docs/megatron.md``."""
