@@ -19,12 +19,12 @@ SMOOTH_FROM = 3 * NOW_STEPS  # fewer points are drawn as they are
 CONFIG = {"displayModeBar": False, "scrollZoom": False, "responsive": True}
 
 
-def _faded(hex_colour: str, alpha: float) -> str:
+def faded(hex_colour: str, alpha: float) -> str:
     r, g, b = (int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({r},{g},{b},{alpha})"
 
 
-def _base(theme: Theme, height: int, *, x_title: str = "step") -> go.Figure:
+def base(theme: Theme, height: int, *, x_title: str = "step") -> go.Figure:
     surface = SURFACES[theme]
     figure = go.Figure()
     axis = {
@@ -54,13 +54,13 @@ def _base(theme: Theme, height: int, *, x_title: str = "step") -> go.Figure:
     return figure
 
 
-def _whole(figure: go.Figure, metrics: pd.DataFrame) -> None:
+def whole(figure: go.Figure, metrics: pd.DataFrame) -> None:
     """The step axis from 0 to the last step of the run, the same on every chart, so that they can be compared."""
     if len(metrics):
         figure.update_xaxes(range=[0, max(1, int(metrics.index.max())) * 1.01])
 
 
-def _line(figure: go.Figure, series: pd.Series, name: str, tint: str, *, dash: str = "solid", hover: str = "") -> None:
+def line(figure: go.Figure, series: pd.Series, name: str, tint: str, *, dash: str = "solid", hover: str = "") -> None:
     """A line; with enough points, the raw one faint and its running mean on top."""
     if series.empty:
         return
@@ -71,7 +71,7 @@ def _line(figure: go.Figure, series: pd.Series, name: str, tint: str, *, dash: s
             x=raw.index,
             y=raw,
             mode="lines",
-            line={"color": _faded(tint, 0.28), "width": 1},
+            line={"color": faded(tint, 0.28), "width": 1},
             legendgroup=name,
             showlegend=False,
             hoverinfo="skip",
@@ -91,13 +91,13 @@ def _line(figure: go.Figure, series: pd.Series, name: str, tint: str, *, dash: s
 
 def outcome_figure(metrics: pd.DataFrame, theme: Theme, height: int = 340) -> go.Figure:
     """Success, reward and void rate on one axis: a curve that rises while the void rate does is not learning."""
-    figure = _base(theme, height)
+    figure = base(theme, height)
     reward = Series.REWARD.of(metrics)
     success = Series.SUCCESS.of(metrics)
-    _line(figure, success, "success rate", colour(Tone.GOOD, theme), hover="%{y:.1%}")
+    line(figure, success, "success rate", colour(Tone.GOOD, theme), hover="%{y:.1%}")
     if not _same(reward, success):
-        _line(figure, reward, "mean reward", colour(Tone.POLICY, theme), dash="dot", hover="%{y:.3f}")
-    _line(figure, Series.VOID_RATE.of(metrics), "void rate", colour(Tone.VOID, theme), hover="%{y:.1%}")
+        line(figure, reward, "mean reward", colour(Tone.POLICY, theme), dash="dot", hover="%{y:.3f}")
+    line(figure, Series.VOID_RATE.of(metrics), "void rate", colour(Tone.VOID, theme), hover="%{y:.1%}")
     evaluated = Series.EVAL_SUCCESS.of(metrics)
     if len(evaluated):
         figure.add_scatter(
@@ -106,12 +106,12 @@ def outcome_figure(metrics: pd.DataFrame, theme: Theme, height: int = 340) -> go
             name="held-out success",
             mode="markers+lines",
             marker={"color": colour(Tone.ASIDE, theme), "size": 9, "symbol": "diamond"},
-            line={"color": _faded(colour(Tone.ASIDE, theme), 0.5), "dash": "dot", "width": 1.5},
+            line={"color": faded(colour(Tone.ASIDE, theme), 0.5), "dash": "dot", "width": 1.5},
             error_y=_interval_bars(metrics, evaluated),
             hovertemplate="%{y:.1%}",
         )
     bounded = reward.empty or _same(reward, success) or (reward.min() >= 0 and reward.max() <= 1)
-    _whole(figure, metrics)
+    whole(figure, metrics)
     if bounded:
         figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", dtick=0.25)
     return figure
@@ -133,19 +133,19 @@ def _same(a: pd.Series, b: pd.Series) -> bool:
 
 
 def tokens_figure(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> go.Figure:
-    figure = _base(theme, height)
-    _line(figure, Series.TOKENS_PER_S.of(metrics), "tokens/s", colour(Tone.POLICY, theme), hover="%{y:,.0f}")
+    figure = base(theme, height)
+    line(figure, Series.TOKENS_PER_S.of(metrics), "tokens/s", colour(Tone.POLICY, theme), hover="%{y:,.0f}")
     figure.update_yaxes(rangemode="tozero")
-    _whole(figure, metrics)
+    whole(figure, metrics)
     return figure
 
 
 def staleness_figure(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> go.Figure:
     """How many versions behind the learner the trained episodes were at their start, and their tokens when sampled."""
-    figure = _base(theme, height)
-    _line(figure, Series.STALENESS_MEAN.of(metrics), "mean", colour(Tone.ASIDE, theme), hover="%{y:.2f}")
+    figure = base(theme, height)
+    line(figure, Series.STALENESS_MEAN.of(metrics), "mean", colour(Tone.ASIDE, theme), hover="%{y:.2f}")
     tokens = Series.STALENESS_TOKENS.of(metrics)
-    _line(figure, tokens, "mean of the tokens", colour(Tone.POLICY, theme), dash="dot", hover="%{y:.2f}")
+    line(figure, tokens, "mean of the tokens", colour(Tone.POLICY, theme), dash="dot", hover="%{y:.2f}")
     worst, _ = thin(Series.STALENESS_MAX.of(metrics))
     if len(worst):
         figure.add_scatter(
@@ -157,7 +157,7 @@ def staleness_figure(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> 
             hovertemplate="%{y:.0f}",
         )
     figure.update_yaxes(rangemode="tozero")
-    _whole(figure, metrics)
+    whole(figure, metrics)
     return figure
 
 
@@ -172,7 +172,7 @@ STALENESS_BUCKETS = (
 
 def staleness_histogram(metrics: pd.DataFrame, theme: Theme, height: int = 220) -> go.Figure:
     """Of what age the samples of each batch were: shares that add up to 1, the darker the older."""
-    figure = _base(theme, height)
+    figure = base(theme, height)
     for number, (series, name) in enumerate(STALENESS_BUCKETS):
         share = series.of(metrics)
         if share.empty or not share.any():
@@ -185,18 +185,18 @@ def staleness_histogram(metrics: pd.DataFrame, theme: Theme, height: int = 220) 
             mode="lines" if len(drawn) > 1 else "markers",
             stackgroup="share",
             line={"width": 0.5, "color": colour(Tone.ASIDE, theme)},
-            fillcolor=_faded(colour(Tone.ASIDE, theme), 0.15 + 0.2 * number),
+            fillcolor=faded(colour(Tone.ASIDE, theme), 0.15 + 0.2 * number),
             hovertemplate="%{y:.0%}",
         )
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%", dtick=0.25)
-    _whole(figure, metrics)
+    whole(figure, metrics)
     return figure
 
 
 def metric_figure(metrics: pd.DataFrame, name: str, theme: Theme, height: int = 180) -> go.Figure:
     """One metric under its own name."""
-    figure = _base(theme, height)
-    _line(figure, metrics[name].dropna(), name, colour(Tone.NEUTRAL, theme))
+    figure = base(theme, height)
+    line(figure, metrics[name].dropna(), name, colour(Tone.NEUTRAL, theme))
     surface = SURFACES[theme]
     figure.update_layout(
         showlegend=False,
@@ -211,13 +211,13 @@ def metric_figure(metrics: pd.DataFrame, name: str, theme: Theme, height: int = 
         },
     )
     figure.update_xaxes(title_text="")
-    _whole(figure, metrics)
+    whole(figure, metrics)
     return figure
 
 
 def interval_figure(intervals: Sequence[Interval], theme: Theme, height: int = 190) -> go.Figure:
     """Rates with their 95 % intervals, one row each, on the whole scale from 0 to 100 %."""
-    figure = _base(theme, height, x_title="success on held-out games")
+    figure = base(theme, height, x_title="success on held-out games")
     rows = list(intervals)[::-1]
     tints = [colour(Tone.GOOD if i.label.startswith("after") else Tone.NEUTRAL, theme) for i in rows]
     for interval, tint in zip(rows, tints, strict=True):
@@ -225,7 +225,7 @@ def interval_figure(intervals: Sequence[Interval], theme: Theme, height: int = 1
             x=[interval.low, interval.high],
             y=[interval.label] * 2,
             mode="lines",
-            line={"color": _faded(tint, 0.45), "width": 10},
+            line={"color": faded(tint, 0.45), "width": 10},
             hoverinfo="skip",
             showlegend=False,
         )
@@ -251,7 +251,7 @@ def interval_figure(intervals: Sequence[Interval], theme: Theme, height: int = 1
 
 def turn_figure(turns: pd.DataFrame, theme: Theme, height: int = 190) -> go.Figure:
     """Where an episode's time went, turn by turn."""
-    figure = _base(theme, height, x_title="turn")
+    figure = base(theme, height, x_title="turn")
     for column, name, tone in (
         ("generate_s", "model generates", Tone.POLICY),
         ("env_s", "environment steps", Tone.ASIDE),
@@ -271,7 +271,7 @@ def turn_figure(turns: pd.DataFrame, theme: Theme, height: int = 190) -> go.Figu
 
 def logprob_figure(turns: pd.DataFrame, theme: Theme, height: int = 190) -> go.Figure:
     """Mean log-probability per token of each turn: how sure the policy was of what it said."""
-    figure = _base(theme, height, x_title="turn")
+    figure = base(theme, height, x_title="turn")
     figure.add_scatter(
         x=turns["turn"],
         y=turns["mean_logprob"],

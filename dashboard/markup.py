@@ -12,7 +12,8 @@ from datetime import datetime
 from html import escape
 
 from dashboard import text
-from dashboard.frames import Account, Failure, ending
+from dashboard.episode_frames import ending
+from dashboard.frames import Account, Failure
 from dashboard.palette import LEDGER_TONES, OUTCOME_TONES, SANDBOX_TONES, STANDING_TONES, Tone
 from dashboard.sentences import Sentence
 from rock.domain.nodes import NodeStanding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import figures, frames, markup, snapshots, text
+from dashboard import episode_frames, figures, markup, snapshots, text
 from dashboard.app import common
 from dashboard.snapshots import PAGE_SIZE, Search
 from dashboard.source import Reading
@@ -116,7 +116,7 @@ def _list(search: Search, reading: Reading[EpisodePage]) -> str:
     head.html(markup.heading("Episodes", note))
     if pages > 1:
         pager.number_input("Page", 1, pages, key="episode_page", label_visibility="collapsed")
-    frame = frames.episode_frame(found.episodes, common.now())
+    frame = episode_frames.episode_frame(found.episodes, common.now())
     if not frame["reason"].astype(bool).any():
         frame = frame.drop(columns="reason")
     event = st.dataframe(
@@ -150,7 +150,7 @@ def _read(run_id: str, episode_id: str) -> None:
         return
     st.html(markup.episode_banner(episode))
     st.html(markup.facts(_facts(episode)))
-    turns = frames.turn_frame(episode.turns)
+    turns = episode_frames.turn_frame(episode.turns)
     if not episode.turns:
         st.html(
             markup.empty(

@@ -154,6 +154,7 @@ _ALL: tuple[Message, ...] = (
         episode_s=600,
         scoring_s=10,
         cleanup_s=5,
+        objectives={"open": 1.0, "reset": 5.0, "step": 1.0},
     ),
     EPISODE_RECORD,
     EpisodePage(total=1280, episodes=(EPISODE_RECORD.model_copy(update={"turns": ()}),)),

@@ -102,6 +102,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/runs/{run_id}/episodes"): Rule("read", _RUN),
     ("GET", "/runs/{run_id}/episodes/{episode_id}"): Rule("read", _RUN),
     ("GET", "/runs/{run_id}/ledger"): Rule("read", _RUN),
+    ("GET", "/runs/{run_id}/latencies"): Rule("read", _RUN),
+    ("POST", "/runs/{run_id}/rhythm"): Rule("run", _RUN),
+    ("GET", "/runs/{run_id}/rhythm"): Rule("read", _RUN),
+    ("GET", "/runs/{run_id}/rhythm/{episode_id}"): Rule("read", _RUN),
     ("GET", "/metrics"): Rule("read"),
 }
 _UNKNOWN = Rule("admin")

@@ -152,6 +152,7 @@ class EnvCatalog:
             episode_s=manifest.deadlines.episode_s,
             scoring_s=manifest.deadlines.scoring_s,
             cleanup_s=manifest.deadlines.cleanup_s,
+            objectives={what.removesuffix("_s"): seconds for what, seconds in manifest.objectives.model_dump().items()},
             snapshot_every=manifest.snapshot.every_steps if manifest.recovery == "snapshot" else 0,
         )
 

@@ -71,6 +71,16 @@ class DeadlinesSection(_Section):
     cleanup_s: Annotated[float, Field(ge=0)] = 0.0
 
 
+class ObjectivesSection(_Section):
+    """Within how many seconds 95 of 100 should be done. The dashboard holds what was measured against it; nothing is
+    refused for missing it."""
+
+    open_s: Annotated[float, Field(gt=0)] = 1.0
+    """From asking for a sandbox to having it."""
+    reset_s: Annotated[float, Field(gt=0)] = 5.0
+    step_s: Annotated[float, Field(gt=0)] = 1.0
+
+
 class SnapshotSection(_Section):
     """For ``recovery = "snapshot"``."""
 
@@ -97,6 +107,7 @@ class EnvManifest(_Section):
     limits: LimitsSection = LimitsSection()
     pool: PoolSection = PoolSection()
     deadlines: DeadlinesSection = DeadlinesSection()
+    objectives: ObjectivesSection = ObjectivesSection()
     sandbox: SandboxSection = SandboxSection()
     snapshot: SnapshotSection = SnapshotSection()
 

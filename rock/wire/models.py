@@ -378,6 +378,8 @@ class EnvView(Message):
     """Deadlines the environment declares for a whole episode, its scoring and its clean-up; 0: none."""
     scoring_s: float = 0.0
     cleanup_s: float = 0.0
+    objectives: dict[str, float] = Field(default_factory=dict)
+    """Within how many seconds 95 of 100 should be done, by what is measured (``open``, ``reset``, ``step``)."""
 
 
 class TaskList(Message):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashboard import figures, frames, markup, palette
+from dashboard import episode_frames, figures, frames, markup, palette
 from dashboard.frames import MAX_POINTS, Series
 from rock.sdk import (
     EpisodeRecord,
@@ -157,14 +157,14 @@ def test_before_and_after_need_well_formed_intervals():
     ],
 )
 def test_an_episodes_end_in_one_word(changes, word):
-    assert frames.ending(an_episode(**changes)) == word
+    assert episode_frames.ending(an_episode(**changes)) == word
 
 
 def test_empty_answers_make_empty_frames_with_their_columns():
     assert list(frames.sandbox_frame([], NOW).columns) == frames.SANDBOX_COLUMNS
-    assert list(frames.episode_frame([], NOW).columns) == frames.EPISODE_COLUMNS
+    assert list(episode_frames.episode_frame([], NOW).columns) == episode_frames.EPISODE_COLUMNS
     assert frames.event_frame([], NOW).empty
-    assert frames.turn_frame([]).empty
+    assert episode_frames.turn_frame([]).empty
     assert frames.metric_frame([]).empty
 
 
@@ -209,7 +209,7 @@ def test_every_figure_draws_one_point_and_none(theme):
         ):
             assert draw(frame, theme).to_json()
     assert figures.interval_figure([frames.Interval("after RL", 0.6, 0.5, 0.7, 200)], theme).to_json()
-    turns = frames.turn_frame([TurnRecord(observation="o", response="r", action="a")])
+    turns = episode_frames.turn_frame([TurnRecord(observation="o", response="r", action="a")])
     assert figures.turn_figure(turns, theme).to_json()
     assert figures.logprob_figure(turns, theme).to_json()
 
