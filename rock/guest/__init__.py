@@ -29,12 +29,28 @@ Error types are the codes of ``rock.domain.errors``. Operations (fields → valu
     shell.open    [cwd, environ] → {"shell": id}
     shell.run     shell, command, timeout_s, max_output_bytes
                   → {"exit_code", "output", "truncated", "timed_out", "duration_s"}
+    shell.interrupt shell → {}   ends the command under way as its time-out would
     shell.close   shell → {}
     exec          argv, [cwd, environ, stdin_b64], timeout_s, max_output_bytes
                   → {"exit_code", "stdout", "stderr", "truncated", "timed_out", "duration_s"}
     file.read     path, [offset, length] → {"data_b64", "eof"}
     file.write    path, data_b64, [append, mode] → {"size_bytes"}
     file.list     path → {"entries": [{"name", "kind", "size_bytes", "mtime_s"}]}
+    job.start     argv, [cwd, environ, pty: [rows, columns], merge, keep: "last"|"all", limit_bytes] → {"job", "pid"}
+    job.read      job, offset, [size, wait_s] → {"offset", "data_b64", "ended", "exit_code"} when there is something to
+                  say, or after wait_s; "offset" above what was asked for: what lay between is forgotten; with "ended"
+                  also "stderr", unless that was merged into the output
+    job.write     job, data_b64, [eof] → {}   once the program has taken most of what it was given
+    job.signal    job, signal → {}   to its process group
+    job.resize    job, pty → {}
+    job.list      → {"jobs": [{"job", "pid", "argv", "exit_code", "end"}]}
+    job.close     job → {}   kills what still runs of it
+    tar.pack      path, [gzip] → as job.start: its output is an archive of the file, or of what the directory holds
+    tar.unpack    path → as job.start: takes an archive, zipped or not, as its input; says how many entries it had
+    file.watch    path, [every_s] → as job.start: a line {"kind": "ready|created|modified|deleted", "path"} a change
+    tunnel        port → {}, and from then on the connection is one to that port on the sandbox's own loopback
+    pause, resume → {"processes"}, {}   stops everything but the guest; meanwhile most operations are a ``conflict``
+    usage         → {"processes", "cpu_s", "rss_bytes", "disks": {path: {"total_bytes", "used_bytes"}}, "t", "paused"}
     log           [lines] → {"lines": […]}   the last lines of the guest's and the env process's own output
     shutdown      → {}
 

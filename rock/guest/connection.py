@@ -34,8 +34,25 @@ class Connection:
         self.open = True
         self._loop.add_reader(read_fd, self._readable)
 
+    @property
+    def fds(self) -> tuple[int, int]:
+        return self._read_fd, self._write_fd
+
+    def detach(self) -> bytes:
+        """From now on somebody else reads and writes it, and says ``detached`` in the end. Returns what was read and
+        not handled yet."""
+        self.open = False
+        self._loop.forget(self._read_fd)
+        self._loop.forget(self._write_fd)
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        return rest
+
+    def detached(self) -> None:
+        self._on_close()
+
     def set_listening(self, on: bool) -> None:
-        self._loop.add_reader(self._read_fd, self._readable if on else None)
+        if self.open:
+            self._loop.add_reader(self._read_fd, self._readable if on else None)
 
     def _readable(self) -> None:
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+
 from rock.guest.commands import DEFAULT_TIMEOUT_S
 from rock.guest.errors import invalid
 
@@ -38,3 +41,17 @@ def environment(request: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(value, str) for value in environ.values()):
         raise invalid("environ must map names to strings")
     return environ
+
+
+def program(request: dict[str, Any]) -> list[Any]:
+    argv: list[Any] = field(request, "argv", list)
+    if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
+        raise invalid("argv is %r, expected a list of at least one string" % (argv,))
+    return argv
+
+
+def data(request: dict[str, Any], name: str) -> bytes:
+    try:
+        return base64.b64decode(field(request, name, str, ""), validate=True)
+    except binascii.Error as error:
+        raise invalid("%s is not base64: %s" % (name, error)) from error

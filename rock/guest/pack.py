@@ -11,6 +11,7 @@ from pathlib import Path
 MODULES = (
     "__init__",
     "__main__",
+    "beside",
     "commands",
     "connection",
     "env",
@@ -19,14 +20,18 @@ MODULES = (
     "errors",
     "fields",
     "files",
+    "jobs",
     "keeper",
     "loop",
     "orphan",
     "output",
+    "pausing",
     "processes",
+    "programs",
     "server",
     "shell",
     "steps",
+    "tunnel",
 )
 _MAIN = "import sys\nfrom rock.guest.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
 

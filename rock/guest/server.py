@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import os
 import socket
@@ -11,12 +9,13 @@ import sys
 import time
 
 from rock.guest import files
+from rock.guest.beside import LATER, Beside
 from rock.guest.commands import DEFAULT_OUTPUT_BYTES, Exec
 from rock.guest.connection import Connection
 from rock.guest.envhost import ENDED, ERROR
 from rock.guest.episode import CACHED, JOIN, Episode, Fence
 from rock.guest.errors import GuestError, invalid
-from rock.guest.fields import environment, field, timeout
+from rock.guest.fields import data, environment, field, program, timeout
 from rock.guest.keeper import Keeper
 from rock.guest.loop import Loop
 from rock.guest.orphan import from_outside
@@ -29,7 +28,6 @@ if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
     from typing import Any
 
 PROTOCOL = 1
-LATER = object()
 
 
 class Server:
@@ -52,6 +50,7 @@ class Server:
         self._shell_count = 0
         self._connections: set[Any] = set()
         self._listener: Any = None
+        self._beside = Beside(loop)
         self._handlers = {
             "hello": self._hello,
             "ping": self._ping,
@@ -65,6 +64,7 @@ class Server:
             "env.close": self._env_close,
             "shell.open": self._shell_open,
             "shell.run": self._shell_run,
+            "shell.interrupt": self._shell_interrupt,
             "shell.close": self._shell_close,
             "exec": self._exec,
             "file.read": self._file_read,
@@ -73,6 +73,7 @@ class Server:
             "log": self._log,
             "shutdown": self._shutdown,
         }
+        self._handlers.update(self._beside.handlers())
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,7 @@ class Server:
             if handler is None:
                 raise invalid("unknown operation %r" % (request.get("op"),))
             self.fence.check(request.get("epoch"))
+            self._beside.check(request["op"])
             value = handler(request, connection, id_json)
             if value is not LATER:
                 connection.send(id_json, json.dumps(value, separators=(",", ":")).encode())
@@ -153,6 +155,7 @@ class Server:
 
     def stop(self, then: Any) -> None:
         """End everything the guest started, the environment in order, then ``then()``."""
+        self._beside.stop()
         for shell in self._shells.values():
             shell.close()
         for connection in self._connections:
@@ -190,7 +193,8 @@ class Server:
     def _ping(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         busy_s = 0.0
         if self.env is not None:
-            self.env.check()
+            if not self._beside.paused:  # it is stopped, and no worse for it
+                self.env.check()
             busy_s = self.env.busy_s
         value: dict[str, Any] = {"t": time.monotonic(), "env": self.env_state, "busy_s": round(busy_s, 6)}
         if self.steps.count:
@@ -342,6 +346,10 @@ class Server:
         )
         return LATER
 
+    def _shell_interrupt(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        self._shell(request).interrupt()
+        return {}
+
     def _shell_close(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         self._shell(request).close()
         del self._shells[request["shell"]]
@@ -355,24 +363,16 @@ class Server:
         return shell
 
     def _exec(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
-        argv = field(request, "argv", list)
-        if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
-            raise invalid("argv is %r, expected a list of at least one string" % (argv,))
-        try:
-            stdin = base64.b64decode(field(request, "stdin_b64", str, ""), validate=True)
-        except binascii.Error as error:
-            raise invalid("stdin_b64 is not base64: %s" % error) from error
-
         def done(value: dict[str, Any]) -> None:
             connection.execs.discard(running)
             connection.send(id_json, json.dumps(value).encode())
 
         running = Exec(
             self.loop,
-            argv,
+            program(request),
             field(request, "cwd", str, "") or None,
             environment(request),
-            stdin,
+            data(request, "stdin_b64"),
             timeout(request),
             field(request, "max_output_bytes", int, DEFAULT_OUTPUT_BYTES),
             done,

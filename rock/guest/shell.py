@@ -97,6 +97,12 @@ class Shell:
         line = "%s %s </dev/null 9>&-; printf 'done %%s\\n' \"$?\" >&9\n" % (self._eval, quote("\n" + command + "\n"))
         self._writer.write(line.encode("utf-8", "surrogateescape"))
 
+    def interrupt(self) -> None:
+        """End the command under way as if its time were up; without one, nothing."""
+        if self._run is not None and not self._run.timed_out:
+            self._run.timer.cancel()
+            self._expire()
+
     def close(self) -> None:
         if self.exit_code is None:
             kill_started(self._process.pid)
