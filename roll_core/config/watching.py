@@ -11,7 +11,7 @@ from roll_core.config.section import Positive, Section, Share
 
 
 class Loggers(Section):
-    """Where a run's metrics go beside the platform and the run's own files. Needs the extra `loggers`."""
+    """Where a run's metrics go beside the platform and the run's own files. Extras `loggers`, for traces `otel`."""
 
     tensorboard: bool = False
     """Write event files into `tensorboard/` in the run's directory."""
@@ -19,6 +19,11 @@ class Loggers(Section):
     """Weights & Biases. `offline` keeps the run in `wandb/` in the run's directory, for `wandb sync`."""
     wandb_project: str = "rock-roll"
     """Project there."""
+    traces: Share = 0.0
+    """Share of the episodes of training of which an OpenTelemetry trace is kept in `traces.jsonl` in the run's
+    directory, and sent to where `OTEL_EXPORTER_OTLP_ENDPOINT` says: from the prompt to the weights it made."""
+    traces_mb: Positive = 64
+    """What `traces.jsonl` may take; the oldest traces go."""
 
 
 class AlertRule(Section):

@@ -1,8 +1,8 @@
-"""A run's metrics elsewhere: TensorBoard event files, Weights & Biases.
+"""A run's metrics elsewhere: TensorBoard event files, Weights & Biases, and OpenTelemetry traces of its episodes.
 
 Invariants: a logger never blocks or ends a run: what it raises is logged once and the logger is left out from then on;
-the run's own ``metrics.jsonl`` stays the record. Both libraries are optional (extra ``loggers``) and asked for by name
-in the recipe, so a missing one is an error before anything is started.
+the run's own ``metrics.jsonl`` and ``episodes.jsonl`` stay the record. The libraries are optional (extras ``loggers``
+and ``otel``) and asked for by name in the recipe, so a missing one is an error before anything is started.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rock.sdk import RunStatus
 from roll_core.config import Recipe, to_yaml
@@ -21,6 +21,25 @@ from roll_core.rollout.work import Booking
 from roll_core.training.reporting import Phase, Reporter
 
 log = logging.getLogger(__name__)
+
+
+class Logger(Protocol):
+    """Each may raise."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None: ...
+
+    def summary(self, summary: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class FollowsEpisodes(Protocol):
+    """A logger that also wants to know what became of episodes and of the weights they made."""
+
+    def episode(self, booking: Booking, *, phase: Phase, split: str) -> None: ...
+
+    def published(self, version: int) -> None: ...
 
 
 class TensorBoardReporter:
@@ -78,15 +97,20 @@ class WandbReporter:
 class Guarded:
     """A logger as a :class:`~roll_core.training.reporting.Reporter` that cannot hurt the run."""
 
-    def __init__(self, name: str, logger: TensorBoardReporter | WandbReporter) -> None:
+    def __init__(self, name: str, logger: Logger, record: str = "metrics.jsonl") -> None:
+        """``record``: the run's file that has the same."""
         self._name = name
-        self._logger: TensorBoardReporter | WandbReporter | None = logger
+        self._record = record
+        self._logger: Logger | None = logger
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._try(lambda logger: logger.metrics(step, values))
 
     def episode(self, booking: Booking, *, phase: Phase, split: str) -> None:
-        return None
+        self._try(lambda g: g.episode(booking, phase=phase, split=split) if isinstance(g, FollowsEpisodes) else None)
+
+    def published(self, version: int) -> None:
+        self._try(lambda logger: logger.published(version) if isinstance(logger, FollowsEpisodes) else None)
 
     async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
         if summary:
@@ -99,13 +123,13 @@ class Guarded:
         self._try(lambda logger: logger.close())
         self._logger = None
 
-    def _try(self, tell: Callable[[TensorBoardReporter | WandbReporter], None]) -> None:
+    def _try(self, tell: Callable[[Logger], None]) -> None:
         if self._logger is None:
             return
         try:
             tell(self._logger)
         except Exception:
-            log.exception("%s failed and is left out from now on; metrics.jsonl has everything", self._name)
+            log.exception("%s failed and is left out from now on; %s has everything", self._name, self._record)
             self._logger = None
 
 
@@ -120,9 +144,15 @@ def make_loggers(recipe: Recipe, directory: Path, run_id: str) -> tuple[Reporter
         if recipe.loggers.wandb == "offline":
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         reporters.append(Guarded("Weights & Biases", WandbReporter(directory, recipe, run_id)))
+    if recipe.loggers.traces > 0:
+        _need("opentelemetry", "loggers.traces", extra="otel")
+        from roll_core.training.tracing import make_tracer
+
+        tracer = make_tracer(directory, run_id, recipe.loggers.traces, recipe.loggers.traces_mb << 20)
+        reporters.append(Guarded("OpenTelemetry", tracer, "episodes.jsonl"))
     return tuple(reporters)
 
 
-def _need(module: str, key: str) -> None:
+def _need(module: str, key: str, *, extra: str = "loggers") -> None:
     if importlib.util.find_spec(module) is None:
-        raise RecipeError(f"{key} asks for {module}, which is not installed: pip install 'rock-roll[loggers]'.")
+        raise RecipeError(f"{key} asks for {module}, which is not installed: pip install 'rock-roll[{extra}]'.")

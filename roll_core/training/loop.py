@@ -24,7 +24,7 @@ from roll_core.training.evaluate import Evaluator
 from roll_core.training.metrics import Rate, RolloutMeter, engine_values, members, staleness
 from roll_core.training.mismatch import drift_detector
 from roll_core.training.parts import Parts
-from roll_core.training.reporting import report_rhythms
+from roll_core.training.reporting import report_published, report_rhythms
 from roll_core.training.rhythm_record import recorded
 from roll_core.training.steering import Steering
 from roll_core.training.update import update
@@ -80,7 +80,7 @@ class Trainer:
             lambda groups: parts.worker.run(self._learn, groups),
             step_deadline_s=parts.recipe.training.step_deadline_s,
             state=self._state,
-            on_published=parts.events.published,
+            on_published=self._published,
         )
         self._steering = Steering(parts, self._scheduler, lambda: self._pipeline.learning)
         self._evaluator = Evaluator(parts, self._state)
@@ -255,6 +255,10 @@ class Trainer:
         await within("writing a checkpoint", saving, self._recipe.training.step_deadline_s, self._state)
         self._saved_step = state.step
         self._p.events.saved(state.step)
+
+    def _published(self, version: int) -> None:
+        self._p.events.published(version)
+        report_published(self._p.reporter, version)
 
     def _booked(self, booking: Booking) -> None:
         self._p.events.booked(booking)

@@ -58,6 +58,18 @@ def report_rhythms(reporter: Reporter, rhythms: Sequence[EpisodeRhythm]) -> None
         reporter.rhythms(rhythms)
 
 
+@runtime_checkable
+class FollowsWeights(Protocol):
+    """A reporter that is also told when weights have reached every engine."""
+
+    def published(self, version: int) -> None: ...
+
+
+def report_published(reporter: Reporter, version: int) -> None:
+    if isinstance(reporter, FollowsWeights):
+        reporter.published(version)
+
+
 class FileReporter:
     """``metrics.jsonl`` and ``episodes.jsonl`` in the run's directory, one JSON object per line, each bounded; and
     ``rhythm.jsonl`` where a recipe gives credit by attention rhythm."""
@@ -228,6 +240,10 @@ class Reporters:
     def rhythms(self, rhythms: Sequence[EpisodeRhythm]) -> None:
         for reporter in self._reporters:
             report_rhythms(reporter, rhythms)
+
+    def published(self, version: int) -> None:
+        for reporter in self._reporters:
+            report_published(reporter, version)
 
     async def status(self, status: RunStatus, detail: str = "", summary: dict[str, Any] | None = None) -> None:
         for reporter in self._reporters:
