@@ -158,11 +158,11 @@ class _Builder:
         if word in {"recovering", "lost"}:
             self._lease_lost(event, word)
         elif word == "expired":
-            incident = Incident(
+            silent = Incident(
                 event.at, f"lease {event.subject}", "expired", event.detail, event.node, event.run_id,
                 verdict="taken back", touched=1,
             )  # fmt: skip
-            self._begin(incident, event)
+            self._begin(silent, event)
         elif word == "moving":
             self._of_lease.pop(event.subject, None)
         elif incident := self._of_lease.get(event.subject):

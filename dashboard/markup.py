@@ -113,14 +113,14 @@ def node_card(node: NodeView, uptime: str) -> str:
 
 def _node_chip(node: NodeView) -> str:
     if node.standing is NodeStanding.UP:
-        return _UP if node.healthy else _chip("unhealthy", Tone.BAD)
-    return _chip(node.standing.value, STANDING_TONES[node.standing])
+        return _UP if node.healthy else chip("unhealthy", Tone.BAD)
+    return chip(node.standing.value, STANDING_TONES[node.standing])
 
 
 def quarantine_table(held: Iterable[QuarantineView], when: Callable[[datetime], str]) -> str:
     """What is refused until somebody clears it, each with the command that does."""
     rows = "".join(
-        f"<tr><td>{_chip(q.kind, Tone.VOID)}</td><td>{escape(q.name)}</td><td>{q.failures:,}</td>"
+        f"<tr><td>{chip(q.kind, Tone.VOID)}</td><td>{escape(q.name)}</td><td>{q.failures:,}</td>"
         f"<td>{escape(when(q.since))}</td><td>{escape(q.reason)}</td>"
         f"<td><code>rock quarantine clear {escape(q.subject)}</code></td></tr>"
         for q in held
@@ -139,16 +139,27 @@ def failure_item(failure: Failure, when: str) -> str:
     body = f"<dl>{facts}</dl>{last}" if facts or last else '<p class="rk-note">No further evidence was kept.</p>'
     return (
         f'<details class="rk-failure"><summary><span class="rk-note">{escape(when)}</span>'
-        f"{_chip(failure.cause, Tone.BAD)}"
+        f"{chip(failure.cause, Tone.BAD)}"
         f"<code>{escape(failure.sandbox)}</code><span>{escape(failure.detail)}</span></summary>{body}</details>"
     )
 
 
-def _chip(label: str, tone: Tone) -> str:
+def question(title: str, says: str) -> str:
+    """What will be done, before it is."""
+    return f'<div class="rk-confirm"><b>{escape(title)}</b><p>{escape(says)}</p></div>'
+
+
+def output(lines: str) -> str:
+    """What a program printed."""
+    return f'<pre class="rk-output">{escape(lines)}</pre>'
+
+
+def chip(label: str, tone: Tone) -> str:
+    """A word on a ground of its meaning's colour."""
     return f'<span class="rk-chip rk-{tone}">{escape(label)}</span>'
 
 
-_UP = _chip("up", Tone.GOOD)
+_UP = chip("up", Tone.GOOD)
 
 
 # --- run -------------------------------------------------------------------------------------------------------------
@@ -215,7 +226,7 @@ def turn_card(index: int, turn: TurnRecord, *, previous_version: int | None = No
         f"environment {text.duration(turn.env_s)}",
     ]
     tone = Tone.GOOD if turn.reward > 0 else Tone.BAD if turn.reward < 0 else Tone.FAINT
-    reward = _chip(f"reward {text.number(turn.reward)}", tone)
+    reward = chip(f"reward {text.number(turn.reward)}", tone)
     return (
         f'<article class="rk-turn"><div class="rk-turn-no" title="turn {index}">{index}</div><div class="rk-turn-body">'
         f'<div class="rk-label">observation</div>{_foldable(turn.observation)}'

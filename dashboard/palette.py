@@ -89,6 +89,12 @@ OUTCOME_TONES: dict[str, Tone] = {
     "cancelled": Tone.FAINT,
 }
 
+RUN_COLOURS: dict[Theme, tuple[str, ...]] = {
+    "light": ("#3a63d8", "#b3509b", "#0f8f8f", "#8a6d3b", "#5d6675", "#7b57c9"),
+    "dark": ("#7b9bff", "#e38fce", "#4cc9c9", "#cfae74", "#9aa4b2", "#b39af0"),
+}
+"""For runs side by side, which mean neither good nor bad: no green, amber or red among them."""
+
 FONT = '"Source Sans", "Source Sans 3", system-ui, -apple-system, "Segoe UI", sans-serif'
 MONO = 'ui-monospace, "Source Code Pro", SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace'
 

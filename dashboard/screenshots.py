@@ -1,7 +1,7 @@
 """Pictures of the page for the documentation: ``python -m dashboard.screenshots --run RUN --out docs/img``.
 
-Serves the dashboard for the given platform on a free port, opens it in a headless Chromium and saves the fleet, the run
-and one episode, light and dark. Needs playwright and a Chromium; downloads neither.
+Serves the dashboard for the given platform on a free port, opens it in a headless Chromium and saves every page,
+light and dark. Needs playwright and a Chromium; downloads neither.
 """
 
 from __future__ import annotations
@@ -31,8 +31,19 @@ FLAGS = (
 )
 WIDE = (1280, 900)
 READY_TIMEOUT_MS = 60_000
-PATHS = {"fleet": "", "run": "run", "episode": "episode", "rhythm": "rhythm"}
+PATHS = {
+    "morning": "",
+    "fleet": "fleet",
+    "run": "run",
+    "compare": "compare",
+    "incidents": "incidents",
+    "episode": "episode",
+    "rhythm": "rhythm",
+}
 MARKS = {
+    "morning": ".js-plotly-plot .main-svg",
+    "compare": ".js-plotly-plot .main-svg, .rk-empty",
+    "incidents": ".rk-incidents, .rk-empty",
     "fleet": ".rk-cards",
     "run": ".js-plotly-plot .main-svg",
     "episode": ".rk-turn",

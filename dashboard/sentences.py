@@ -35,7 +35,63 @@ SILENT_STEPS = 6.0
 PACE_STEPS = 20  # steps from which the time left is estimated
 VOID_WORRIES = 0.05  # above it, the platform rather than the policy decides what is learned from
 
-INCIDENTS = frozenset({"sandbox.failed", "lease.expired", "node.down", "control.restarted", "quarantine.added"})
+INCIDENTS = frozenset(
+    {
+        "sandbox.failed",
+        "lease.expired",
+        "node.down",
+        "node.dead",
+        "control.restarted",
+        "guardian.restarted",
+        "quarantine.added",
+    }
+)
+EVENT_WORDS: dict[str, str] = {
+    "sandbox.failed": "a sandbox failed",
+    "sandbox.adopted": "a sandbox was found again after a restart",
+    "sandbox.orphan": "a sandbox nobody wanted was removed",
+    "sandbox.fenced": "a sandbox was cut off: its lease is elsewhere",
+    "sandbox.oom": "something in a sandbox was killed for its memory",
+    "sandbox.env_died": "an environment's process died",
+    "lease.recovering": "a lease lost its sandbox and gets another",
+    "lease.moving": "a lease moves to another sandbox, off one that is well",
+    "lease.rebound": "a lease has another sandbox",
+    "lease.recovered": "an episode went on in another sandbox",
+    "lease.diverged": "a replay came out differently",
+    "lease.lost": "a lease lost its sandbox for good",
+    "lease.expired": "a lease expired: its holder fell silent",
+    "node.up": "a node is up",
+    "node.down": "a node's runtime does not answer",
+    "node.dead": "a node is dead",
+    "node.suspect": "a node fell silent",
+    "node.ejected": "a node is slower than the others and left out",
+    "node.cordoned": "a node gets no new leases",
+    "node.draining": "a node is being emptied",
+    "node.drained": "a node is empty",
+    "node.joined": "a node joined",
+    "node.left": "a node left",
+    "control.restarted": "the platform died and was started again",
+    "guardian.restarted": "the platform's guardian died and has a successor",
+    "quarantine.added": "refused after failing again and again",
+    "quarantine.cleared": "out of quarantine",
+    "run.started": "the run was begun",
+    "run.starting": "the run starts, or goes on from a checkpoint",
+    "run.warm_start": "the run warm-starts on demonstrations",
+    "run.evaluating": "the run evaluates",
+    "run.training": "the run trains",
+    "run.completed": "the run has completed",
+    "run.failed": "the run has failed",
+    "run.stopped": "the run was stopped",
+    "run.interrupted": "the run was interrupted",
+    "run.paused": "an alert paused the run",
+}
+
+
+def event_words(kind: str) -> str:
+    """What an event's kind means; one that this page does not know keeps its name."""
+    return EVENT_WORDS.get(kind, kind.replace(".", " ").replace("_", " "))
+
+
 ACTIVE: frozenset[RunStatus] = frozenset({"starting", "warm_start", "evaluating", "training"})
 
 DOING: dict[RunStatus, str] = {
@@ -154,7 +210,8 @@ def silent(run: RunView, facts: RunFacts) -> bool:
     return run.status in ACTIVE and facts.silent_s > patience
 
 
-def run_sentence(run: RunView, facts: RunFacts) -> Sentence:
+def run_sentence(run: RunView, facts: RunFacts, incidents: str | None = None) -> Sentence:
+    """``incidents``: what to say of them instead of how many events told of one."""
     parts = [f"{run.name} {DOING[run.status]}{_progress(run, facts)}."]
     tone = TONES.get(run.status, Tone.GOOD)
     if silent(run, facts):
@@ -172,7 +229,7 @@ def run_sentence(run: RunView, facts: RunFacts) -> Sentence:
             tone = Tone.VOID
     if facts.left_s is not None and not silent(run, facts):
         parts.append(f"About {text.duration(facts.left_s)} left at the present pace.")
-    parts.append(_incidents(run, facts))
+    parts.append(_incidents(run, facts) if incidents is None else incidents)
     return Sentence(tone, " ".join(p for p in parts if p))
 
 
@@ -219,11 +276,21 @@ def _incidents(run: RunView, facts: RunFacts) -> str:
     if facts.last_incident is None:
         return "No incidents." if facts.episodes else ""
     last = facts.last_incident
-    what = last.kind.replace(".", " ") + (f": {last.detail}" if last.detail else "")
+    what = event_words(last.kind) + (f": {last.detail}" if last.detail else "")
     when = text.clock(last.at)
     going_on = " The run went on." if facts.heard_at > text.utc(last.at) and run.status != "failed" else ""
     one = facts.incidents == 1
     return f"{text.plural(facts.incidents, 'incident')}, {'' if one else 'the last '}at {when} ({what}).{going_on}"
+
+
+def incidents_sentence(endings: Mapping[str, int], unaccounted: int, episodes: int) -> str:
+    """``endings``: incidents by verdict; ``unaccounted``: episodes dispatched and booked nowhere."""
+    total = sum(endings.values())
+    said = "No incidents"
+    if total:
+        said = f"{text.plural(total, 'incident')}: " + ", ".join(f"{n:,} {word}" for word, n in endings.items())
+    lost = f" Episodes lost: {abs(unaccounted):,}." if episodes else ""
+    return f"{said}.{lost}"
 
 
 # --- fleet -----------------------------------------------------------------------------------------------------------

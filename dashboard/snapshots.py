@@ -11,10 +11,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dashboard.frames import HEALED, metric_frame
+from dashboard.incidents import PLATFORM_KINDS, RUN_KINDS
 from rock.sdk import (
+    EnvView,
     EpisodePage,
     EventView,
+    Forbidden,
     Health,
+    LatencyView,
     LedgerView,
     MetricPoint,
     NodeView,
@@ -23,6 +27,7 @@ from rock.sdk import (
     RunView,
     SandboxState,
     SandboxView,
+    Unauthorized,
 )
 
 EVENTS = 200
@@ -88,6 +93,60 @@ async def run_snapshot(rock: Rock, run_id: str, previous: RunSnapshot | None) ->
         return RunSnapshot(run, previous.points, previous.metrics, ledger, events, whole_at_s)
     points = {**known, **fresh}
     return RunSnapshot(run, points, metric_frame(points.values()), ledger, events, whole_at_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What incidents are made of, and what changed. Of each kind of event the latest ``EVENTS``."""
+
+    events: Sequence[EventView]
+    failed: Sequence[SandboxView]
+    orphans: Sequence[EventView]
+    """Sandboxes that nobody wanted and that were removed: leaks, had nobody looked."""
+
+
+_OTHER_CHANGES = ("node.joined", "node.left", "node.drained", "env.built")
+_RUN_CHANGES = ("run.starting", "run.paused", "run.failed", "run.interrupted")
+
+
+async def trouble(rock: Rock, run_id: str) -> Trouble:
+    """Of one run, or of all with an empty ``run_id``; what befell the platform is in both."""
+
+    async def of(kinds: Sequence[str], run: str) -> list[EventView]:
+        found = await asyncio.gather(*(rock.events(limit=EVENTS, kind=kind, run_id=run or None) for kind in kinds))
+        return [event for some in found for event in some]
+
+    own, shared, orphans, of_run, failed = await asyncio.gather(
+        of(RUN_KINDS, run_id),
+        of((*PLATFORM_KINDS, *_OTHER_CHANGES), ""),
+        of(("sandbox.orphan",), ""),
+        of(_RUN_CHANGES, ""),
+        rock.sandboxes(state=SandboxState.FAILED, run_id=run_id or None),
+    )
+    of_run = [e for e in of_run if not run_id or e.subject == run_id]
+    return Trouble([*own, *shared, *of_run], failed, orphans)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How long a run's environments take, and how long they should."""
+
+    measured: Sequence[LatencyView]
+    envs: Sequence[EnvView]
+
+
+async def speed(rock: Rock, run_id: str) -> Speed:
+    measured, envs = await asyncio.gather(rock.latencies(run_id), rock.envs())
+    return Speed(measured, envs)
+
+
+async def is_admin(rock: Rock) -> bool:
+    """Whether this page's key may manage the fleet: the list of keys is an admin's to read."""
+    try:
+        await rock.keys()
+    except (Forbidden, Unauthorized):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

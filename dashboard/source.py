@@ -1,4 +1,4 @@
-"""The only door to the platform: reads with a deadline, and remembers the last good answer.
+"""The only door to the platform: reads with a deadline, and remembers the last good answer; acts when told to.
 
 Invariants: :meth:`Source.read` never raises for what a platform can do wrong and never takes longer than
 ``READ_TIMEOUT_S``; a value that is not of this moment says so (``Reading.stale``); after a failure the platform is
@@ -98,6 +98,14 @@ class Source:
         except RockError as error:
             return self._failed(entry, error)
         return self._succeeded(key, value)
+
+    def act(self, do: Callable[[Rock], Awaitable[T]]) -> T:
+        """Change something, once, and wait for the answer. Raises RockError: what is changed is never retried here."""
+
+        async def once(rock: Rock, _: T | None) -> T:
+            return await do(rock)
+
+        return self._wait(once, None)
 
     @property
     def url(self) -> str:

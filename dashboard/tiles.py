@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
 from dashboard import figures, markup, text
-from dashboard.frames import MAX_POINTS, NOW_STEPS
+from dashboard.frames import MAX_POINTS, NOW_STEPS, state_counts
 from dashboard.palette import Tone
 from dashboard.sentences import PACE_STEPS, VOID_WORRIES, RunFacts
+from dashboard.snapshots import Fleet
+from rock.domain.nodes import NodeStanding
+from rock.sdk import EventView, SandboxState
+
+RESTARTS = frozenset({"control.restarted", "guardian.restarted"})
+RESTART_WINDOW = timedelta(hours=24)
 
 
 def run_tiles(facts: RunFacts, *, active: bool) -> str:
@@ -40,3 +49,30 @@ def outcome_window(points: int) -> str:
     if points > MAX_POINTS:
         parts.append(f"one point is the mean of {-(-points // MAX_POINTS)} steps")
     return "; ".join(parts)
+
+
+def fleet_tiles(fleet: Fleet, orphans: Sequence[EventView], events: Sequence[EventView], now: datetime) -> str:
+    """Pools, starts, leases, leaks and restarts. ``orphans``: sandboxes removed because nobody wanted them."""
+    pools = [pool for node in fleet.nodes for pool in node.pools]
+    ready, wanted = sum(p.ready for p in pools), sum(max(p.level, p.target) for p in pools)
+    waiting = sum(p.waiting for p in pools)
+    starting, at_once = sum(n.starting for n in fleet.nodes), sum(n.max_starting for n in fleet.nodes)
+    counts = state_counts(fleet.sandboxes)
+    leased = counts.get(SandboxState.LEASED, 0) + counts.get(SandboxState.SUSPECT, 0)
+    capacity = sum(n.capacity for n in fleet.nodes)
+    since = text.utc(now) - RESTART_WINDOW
+    leaks = sum(1 for e in orphans if text.utc(e.at) >= since)
+    restarts = sum(1 for e in events if e.kind in RESTARTS and text.utc(e.at) >= since)
+    sick = [n.name for n in fleet.nodes if not n.healthy or n.standing is not NodeStanding.UP]
+    return markup.tiles(
+        [
+            ("nodes", f"{len(fleet.nodes) - len(sick)} of {len(fleet.nodes)}", ", ".join(sick) or "all up",
+             Tone.VOID if sick else Tone.GOOD),
+            ("warm pools", f"{ready:,} of {wanted:,}", f"ready; {waiting:,} claims wait",
+             Tone.VOID if waiting else None),
+            ("starting", f"{starting:,}", f"of {at_once:,} at once", None),
+            ("leased", f"{leased:,}", f"of room for {capacity:,}", None),
+            ("leaks", f"{leaks:,}", "removed in 24 h", Tone.VOID if leaks else None),
+            ("restarts", f"{restarts:,}", "of platform and guardian in 24 h", Tone.VOID if restarts else None),
+        ]
+    )  # fmt: skip

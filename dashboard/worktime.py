@@ -95,7 +95,7 @@ def _between_s(metrics: pd.DataFrame, created_at: datetime) -> float:
     if last.empty:
         return 0.0
     wall_s = (last.iloc[-1] - text.utc(created_at)).total_seconds()
-    return max(0.0, wall_s - float(metrics["time/step_s"].fillna(0).sum()))
+    return max(0.0, float(wall_s) - float(metrics["time/step_s"].fillna(0).sum()))
 
 
 def _of_learner(metrics: pd.DataFrame) -> Spent:

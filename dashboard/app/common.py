@@ -24,7 +24,7 @@ LIVE_S = 2.0
 REMEMBER_S = 60.0
 STYLE = (Path(__file__).parent.parent / "style.css").read_text()
 STALE_STYLE = (
-    "<style>.rk-strip,.rk-legend,.rk-cards,.rk-tiles,.rk-ledger,.rk-failure,.stDataFrame,.stPlotlyChart"
+    "<style>.rk-strip,.rk-legend,.rk-cards,.rk-tiles,.rk-table,.rk-failure,.rk-incidents,.stDataFrame,.stPlotlyChart"
     "{opacity:.55;filter:grayscale(.85)}</style>"
 )
 

@@ -52,6 +52,9 @@ def _wait_for_platform() -> None:
 
 
 def _search_form(run_id: str) -> Search:
+    wanted_words = st.query_params.get("find", "")
+    if wanted_words and st.session_state.get("episode_linked") != wanted_words:
+        st.session_state["episode_linked"] = st.session_state["episode_text"] = wanted_words
     words, result, phase, again = st.columns([3, 1.2, 1.2, 0.6], vertical_alignment="bottom")
     again.button("Refresh", on_click=_look_again, width="stretch", help="Look for newer episodes")
     sought = words.text_input(

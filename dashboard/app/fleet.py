@@ -7,7 +7,7 @@ from datetime import timedelta
 import streamlit as st
 
 from dashboard import frames, markup, snapshots, text
-from dashboard.app import common
+from dashboard.app import actions, common
 from dashboard.palette import SANDBOX_TONES
 from dashboard.sentences import fleet_sentence, healing_sentence
 from dashboard.snapshots import Fleet
@@ -23,6 +23,8 @@ STATE_TONES = {state.value: tone for state, tone in SANDBOX_TONES.items()}
 
 def page() -> None:
     live()
+    actions.operate()
+    lists()
 
 
 @st.fragment(run_every=common.LIVE_S)
@@ -49,8 +51,15 @@ def live() -> None:
         _failures(failures)
     _quarantine(fleet)
     _healing(fleet)
-    _sandboxes(reading)
-    _events(fleet)
+
+
+@st.fragment(run_every=common.LIVE_S)
+def lists() -> None:
+    """What is long. It shares the answer that the upper part of the page was drawn from."""
+    reading = common.source().read("fleet", snapshots.fleet)
+    if reading.value is not None:
+        _sandboxes(reading)
+        _events(reading.value)
 
 
 def _nodes(fleet: Fleet) -> None:

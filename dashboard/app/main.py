@@ -1,10 +1,10 @@
-"""Entry script: one app, four pages. Served by ``rock dashboard``; see ``dashboard.server`` for how."""
+"""Entry script: one app, seven pages. Served by ``rock dashboard``; see ``dashboard.server`` for how."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.app import common, episode, fleet, rhythm, run
+from dashboard.app import common, compare, episode, fleet, incidents, morning, rhythm, run
 
 LOGO = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 150 24"><path d="M2 20 9 6l5 8 3-4 5 10z" fill="#3a63d8"/>'
@@ -19,8 +19,11 @@ common.remember()
 st.logo(LOGO)
 st.navigation(
     [
-        st.Page(fleet.page, title="Fleet", default=True),
+        st.Page(morning.page, title="Morning", default=True),
+        st.Page(fleet.page, title="Fleet", url_path="fleet"),
         st.Page(run.page, title="Run", url_path="run"),
+        st.Page(compare.page, title="Compare", url_path="compare"),
+        st.Page(incidents.page, title="Incidents", url_path="incidents"),
         st.Page(episode.page, title="Episode", url_path="episode"),
         st.Page(rhythm.page, title="Rhythm", url_path="rhythm"),
     ],

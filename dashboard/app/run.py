@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import figures, frames, markup, snapshots, text
+from dashboard import figures, frames, markup, snapshots, text, work_figures
 from dashboard.app import common
 from dashboard.frames import Series
 from dashboard.palette import Theme
@@ -51,6 +51,7 @@ def live() -> None:
     st.html(run_tiles(facts, active=snap.run.status in ACTIVE))
     _measured(snap)
     _curves(snap)
+    _work(snap.metrics)
     _ledger(snap)
     _others(snap.metrics)
     with st.expander("Recipe", expanded=False):
@@ -95,6 +96,28 @@ def _curves(snap: RunSnapshot) -> None:
         _one("Age of what was trained on", note, Series.STALENESS_AT_0, metrics, figures.staleness_histogram)
 
 
+def _work(metrics: pd.DataFrame) -> None:
+    """How near to the best these workers could do, and how far the engine's numbers are from the learner's."""
+    if "roofline/efficiency" in metrics.columns:
+        left, right = st.columns(2, gap="medium")
+        with left:
+            st.html(markup.heading("Efficiency and bubble", "shares of the workers' time, each step"))
+            common.chart(work_figures.roofline_figure(metrics, common.theme()), "roofline")
+        with right:
+            st.html(markup.heading("A step against its roofline", "T*: all its tokens on busy workers, and the sync"))
+            common.chart(work_figures.step_time_figure(metrics, common.theme()), "step-time")
+    if "mismatch/k3" in metrics.columns:
+        left, right = st.columns(2, gap="medium")
+        with left:
+            alarm = metrics["mismatch/alarm"].dropna() if "mismatch/alarm" in metrics.columns else None
+            raised = "; the drift alarm is raised" if alarm is not None and alarm.tail(1).any() else ""
+            st.html(markup.heading("Mismatch of engine and learner", f"KL per token (k3), before the update{raised}"))
+            common.chart(work_figures.mismatch_figure(metrics, common.theme()), "mismatch")
+        with right:
+            st.html(markup.heading("What the mismatch costs", "share of samples that count; of tokens clipped"))
+            common.chart(work_figures.weighting_figure(metrics, common.theme()), "weighting")
+
+
 def _one(
     title: str, note: str, series: Series, metrics: pd.DataFrame, draw: Callable[[pd.DataFrame, Theme], go.Figure]
 ) -> None:
@@ -114,7 +137,9 @@ def _ledger(snap: RunSnapshot) -> None:
     off = frames.unbalanced(ledger)
     if off:
         st.error(f"The accounts do not add up: {off:+,} episodes unaccounted for. Please report this.")
-    st.html(markup.ledger_table(frames.accounts(ledger), ledger.dispatched))
+    accounts = frames.accounts(ledger)
+    common.chart(work_figures.sankey_figure(accounts, ledger.dispatched, common.theme()), "sankey")
+    st.html(markup.ledger_table(accounts, ledger.dispatched))
 
 
 def _others(metrics: pd.DataFrame) -> None:

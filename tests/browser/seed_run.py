@@ -64,6 +64,21 @@ def metrics(steps: int, start: datetime, rng: random.Random) -> list[MetricPoint
             "staleness/at_2": 0.15,
             "engine/busy": rng.uniform(0.7, 0.95),
             "time/step_s": STEP_S,
+            "time/batch_wait_s": 2.1,
+            "roofline/workers": 2.0,
+            "roofline/ideal_step_s": 1.6 + rng.gauss(0, 0.05),
+            "roofline/efficiency": 0.4 + 0.2 * progress,
+            "bubble/total": 0.5,
+            "bubble/tail": 0.2,
+            "bubble/environment": 0.12,
+            "bubble/train_wait": 0.08,
+            "bubble/sync": 0.04,
+            "bubble/redundancy": 0.06,
+            "mismatch/k3": abs(rng.gauss(2e-4, 4e-5)),
+            "mismatch/k3_at_0": abs(rng.gauss(5e-5, 1e-5)),
+            "mismatch/ess": 0.97 - abs(rng.gauss(0, 0.01)),
+            "mismatch/clipped": abs(rng.gauss(0.01, 0.004)),
+            "alerts/firing": float(step > steps - 3),
             "learner/loss": rng.gauss(0.0, 0.02),
             "learner/entropy": 0.9 - 0.5 * progress + rng.gauss(0, 0.02),
             "learner/grad_norm": abs(rng.gauss(0.4, 0.1)),
@@ -110,6 +125,8 @@ def episode(i: int, steps: int, count: int, start: datetime, rng: random.Random)
         turn_count=len(turns),
         generated_tokens=sum(t.tokens for t in turns),
         sandbox_s=rng.uniform(1, 4),
+        open_s=rng.uniform(0.002, 0.3),
+        reset_s=rng.uniform(0.5, 9.0),
         started_at=began,
         ended_at=began + timedelta(seconds=rng.uniform(1, STEP_S)),
     )
@@ -166,11 +183,15 @@ def seed(rock: RockSync, *, steps: int = 120, of_steps: int = 200, episodes: int
     """Report the run; returns its id. Ends now, so that the page sees a trainer that spoke a moment ago."""
     rng = random.Random(7)
     start = datetime.now(UTC) - timedelta(seconds=STEP_S * steps)
+    before = rock.create_run(RunCreate(name=NAME, recipe={"env": "alfworld", "alpha": 1, "seed": 7}, total_steps=9))
+    rock.report_metrics(before.id, metrics(40, start - timedelta(hours=1), rng))
+    rock.update_run(before.id, RunUpdate(status="stopped"))
     run = rock.create_run(RunCreate(name=NAME, recipe={"env": "alfworld", "alpha": 2, "seed": 7}, total_steps=of_steps))
     rock.report_metrics(run.id, metrics(steps, start, rng))
     rock.report_episodes(run.id, [episode(i, steps, episodes, start, rng) for i in range(episodes)])
     rock.report_rhythms(run.id, [rhythm(395, steps), rhythm(390, steps - 1)])
-    rock.update_run(run.id, RunUpdate(status="training"))
+    detail = "alert void-rate firing: rollout/void_rate 7% over 10 steps, above 5%"
+    rock.update_run(run.id, RunUpdate(status="training", detail=detail))
     return run.id
 
 

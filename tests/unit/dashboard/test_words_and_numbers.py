@@ -171,7 +171,7 @@ def test_an_incident_is_named_with_its_time_and_whether_the_run_went_on():
     lost = EventView(at=NOW - timedelta(minutes=1), kind="sandbox.failed", subject="sb-1", detail="oom")
     ready = EventView(at=NOW, kind="node.up", subject="local")
     said = say(a_run(), metrics(), a_ledger(), [lost, ready])
-    assert said.text.endswith("1 incident, at 11:59:00 UTC (sandbox failed: oom). The run went on.")
+    assert said.text.endswith("1 incident, at 11:59:00 UTC (a sandbox failed: oom). The run went on.")
 
 
 def test_a_failed_run_gives_the_trainers_reason():
