@@ -75,10 +75,18 @@ class Trajectory:
     """How long it waited for its sandbox."""
     reset_s: float = 0.0
     """How long the environment took to begin."""
+    side_tokens: int = 0
+    """Sampled for the episode, but in no turn: branches that its agent left."""
 
     @property
     def generated_tokens(self) -> int:
+        """Sampled in its turns: what can be trained on."""
         return sum(len(t.generation.token_ids) for t in self.turns)
+
+    @property
+    def spent_tokens(self) -> int:
+        """All that was sampled for it."""
+        return self.generated_tokens + self.side_tokens
 
     def token_ids(self) -> list[int]:
         return [i for t in self.turns for ids in (t.context_ids, t.generation.token_ids) for i in ids]

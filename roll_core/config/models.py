@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from roll_core.config.agent import Agent
 from roll_core.config.algorithm import Algorithm, Critic, Rhythm, contradiction
 from roll_core.config.section import Natural, Positive, Seconds, Section, Share
 from roll_core.config.watching import Alerts, Loggers
@@ -207,6 +208,8 @@ class Learner(Section):
 class Rollout(Section):
     """How many episodes, how fresh, how long."""
 
+    source: Literal["turns", "agent"] = "turns"
+    """Who plays: `turns`: the trainer, an answer of the policy is an action. `agent`: the program of section `agent`."""
     concurrency: Positive = 16
     """Episodes played at once: the number of sandboxes. With `adaptive_concurrency`, the most there may be."""
     adaptive_concurrency: bool = False
@@ -352,6 +355,7 @@ class Recipe(Section):
     critic: Critic = Critic()
     rhythm: Rhythm = Rhythm()
     rollout: Rollout = Rollout()
+    agent: Agent = Agent()
     warm_start: WarmStart = WarmStart()
     evaluation: Evaluation = Evaluation()
     training: Training = Training()
@@ -377,6 +381,8 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.extra_groups needs rollout.order 'finished': in the order of opening all are kept"
             )
+        if (self.rollout.source == "agent") != bool(self.agent.command or self.agent.entry):
+            raise ValueError("rollout.source 'agent' and a program (agent.command or agent.entry) need each other")
         members = self.rollout.group_size
         if (problem := contradiction(self.algorithm, self.critic, self.rhythm, group_size=members)) is not None:
             raise ValueError(problem)

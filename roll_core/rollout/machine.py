@@ -281,7 +281,7 @@ class RolloutMachine:
         return Effects(cancel=tuple(r.episode_id for r in running))
 
     def _book(self, trajectory: Trajectory, state: LedgerState) -> Booking:
-        self.ledger.book(trajectory.id, state, tokens=trajectory.generated_tokens, sandbox_s=trajectory.sandbox_s)
+        self.ledger.book(trajectory.id, state, tokens=trajectory.spent_tokens, sandbox_s=trajectory.sandbox_s)
         return Booking(trajectory.id, state, self.next_version, trajectory)
 
     # --- checkpoint --------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class RolloutMeter:
         self.successes += trajectory.outcome.success
         self.reward += trajectory.outcome.reward
         self.turns += len(trajectory.turns)
-        self.tokens += trajectory.generated_tokens
+        self.tokens += trajectory.spent_tokens
         self.generate_s += sum(t.generate_s for t in trajectory.turns)
         env_s = sum(t.env_s for t in trajectory.turns)
         self.env_s += env_s

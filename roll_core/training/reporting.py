@@ -284,7 +284,7 @@ def episode_record(trajectory: Trajectory, booking: Booking, *, phase: Phase, sp
         sandbox_id=trajectory.sandbox_id,
         turns=tuple(_turn_record(t) for t in trajectory.turns),
         turn_count=len(trajectory.turns),
-        generated_tokens=trajectory.generated_tokens,
+        generated_tokens=trajectory.spent_tokens,
         sandbox_s=trajectory.sandbox_s,
         recoveries=trajectory.recoveries,
         open_s=trajectory.open_s,

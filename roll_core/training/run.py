@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from roll_core.rollout.prompting import Prompter
 from roll_core.rollout.scheduler import Slots
 from roll_core.rollout.sessions import SessionFactory
 from roll_core.rollout.tasks import TaskQueue
+from roll_core.serving.source import playing
 from roll_core.training import assembly
 from roll_core.training.alerts import Alarms
 from roll_core.training.checkpoint import CheckpointStore, load_state
@@ -135,6 +137,7 @@ class _Run:
         engine = assembly.make_engine(recipe, config, roles.weights(), tokenizer)
         identity, events = self.directory.identity(), self.directory.events(recipe)
         prompter = assembly.make_prompter(recipe, tokenizer)
+        serving = AsyncExitStack()
         alarms = Alarms(recipe, self.directory.path, identity.run_id, tell=self.display.note)
         try:
             await within("starting the engine", engine.start(), recipe.training.step_deadline_s, lambda: "")
@@ -142,7 +145,7 @@ class _Run:
                 recipe=recipe,
                 engine=engine,
                 roles=roles,
-                player=assembly.make_player(recipe, sessions, engine, prompter),
+                player=await serving.enter_async_context(playing(recipe, sessions, engine, prompter, tokenizer)),
                 machine=assembly.make_machine(recipe, tasks, identity.id_prefix),
                 slots=slots,
                 guard=guard,
@@ -158,8 +161,10 @@ class _Run:
             )
             return await Trainer(parts, resumed=resumed).run()
         finally:
+            await serving.aclose()
             alarms.close()
             events.close()
+            roles.close()
             await engine.close()
 
     async def _policy(
