@@ -55,5 +55,9 @@ class LearnerFailed(RollError):
     """A learner step raised. The weights of the step before are in the last checkpoint."""
 
 
+class LearnerDead(RollError):
+    """The processes that hold the learner ended, or cannot be reached. Another can go on from its last checkpoint."""
+
+
 class RecordError(RollError):
     """A run's own record, its metrics, episodes or event log, cannot be written or read."""

@@ -167,8 +167,22 @@ class Engine(Section):
 class Learner(Section):
     """What trains."""
 
+    kind: Literal["torch", "fsdp"] = "torch"
+    """`torch`: in the trainer's process, on the CPU or one GPU. `fsdp`: in `processes` of its own that share out
+    parameters, gradients and moments (FSDP2), one GPU each."""
+    processes: Positive = 1
+    """`fsdp` only: processes that share the model and the rows of a batch."""
     device: str = "cpu"
-    """`cpu`, `cuda`, `cuda:1`…"""
+    """`cpu`, `cuda`, `cuda:1`… With several processes `cuda:i` is the first one's, the next ones follow."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the passes' matrix products: `bfloat16` for GPUs. Parameters, gradients and moments are kept in
+    float32 in either case."""
+    activation_checkpointing: bool = False
+    """Keep of a block its input alone and compute the rest again on the way back: a third more time for a pass, memory
+    for much longer sequences."""
+    restarts: Natural = 3
+    """`fsdp`, or a learner on Ray: how often one that died is replaced. It goes on from its last checkpoint with the
+    batches since, so that nothing is lost and nothing differs. One death more ends the run."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw` for every parameter, or `muon` for the matrices inside the blocks and AdamW for the rest."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
@@ -197,6 +211,14 @@ class Learner(Section):
     merged weights. The warm start trains everything. 0: no adapters, the whole model is trained."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     """Adapters count lora_alpha / lora_rank times."""
+
+    @model_validator(mode="after")
+    def _several_share(self) -> Self:
+        if self.processes > 1 and self.kind == "torch":
+            raise ValueError(
+                f"learner.processes={self.processes} needs a learner.kind that is shared out, such as 'fsdp'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapters_by_adamw(self) -> Self:

@@ -57,6 +57,10 @@ class Learner(Protocol):
 
     def load(self, directory: Path) -> None: ...
 
+    def close(self) -> None:
+        """End the processes it has, if any. May be called again."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

@@ -63,6 +63,10 @@ class LearnerConfig(BaseModel):
     quickest (what fits the cache), on a GPU as many as its memory holds."""
     head_tokens: int = Field(default=4096, ge=1)
     """Response tokens whose logits exist at once."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the passes' matrix products. Parameters, gradients, norms, moments and losses are float32 in either case."""
+    activation_checkpointing: bool = False
+    """Keep the input of each block alone and compute it again on the way back."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ class TorchLearner:
         :class:`~roll_core.algorithms.mismatch.MismatchMeter`."""
         begin = time.perf_counter()
         self._decay = self._objective.decay(progress)
-        batch = _to(batch, self._device)
+        batch = to_device(batch, self._device)
         lengths = row_lengths(batch.mask_BT)
         telling = self._objective.telling(batch)
         reference_BT = self._reference_logprobs(batch, lengths) if self._objective.penalised else None
@@ -97,7 +97,7 @@ class TorchLearner:
 
     def score(self, batch: TrainBatch) -> Scores:
         """Log-probs and entropy of the present policy, and the reference's log-probs if there is one."""
-        moved = _to(batch, self._device)
+        moved = to_device(batch, self._device)
         lengths = row_lengths(moved.mask_BT)
         own = self._no_grad_scores(self.model, moved.tokens_BT, moved.mask_BT, lengths)
         reference_BT = None if self._reference is None else self._reference_logprobs(moved, lengths).cpu()
@@ -222,8 +222,11 @@ class TorchLearner:
             raise CheckpointError(f"{path} cannot be loaded into this learner: {error}") from error
         self._version, self._updates = int(state["version"]), int(state["updates"])
 
+    def close(self) -> None:
+        """There is nothing to end."""
 
-def _to(batch: TrainBatch, device: torch.device) -> TrainBatch:
+
+def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
     """The same batch, its BT tensors on ``device``."""
     moved = {
         f.name: value.to(device)

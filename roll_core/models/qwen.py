@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _RMSNormFunction.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        if x.dtype in (torch.bfloat16, torch.float16):  # means of squares lose too much there
+            return self._normed(x.float(), self.weight.float()).to(x.dtype)
+        return self._normed(x, self.weight)
+
+    def _normed(self, x: Tensor, weight_D: Tensor) -> Tensor:
+        out: Tensor = _RMSNormFunction.apply(x, weight_D, self.eps)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -166,6 +172,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    recompute = False
+    """Whether a pass keeps nothing but the block's input and computes the rest again on the way back."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
@@ -175,6 +184,12 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, chosen_N: Tensor | None = None) -> Tensor:
         """BTD, or ND at the ``chosen_N`` positions of the flattened batch, which then alone go on after attention."""
+        if self.recompute and torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._forward, x_BTD, cos_T1E, sin_T1E, chosen_N, use_reentrant=False)
+            return out
+        return self._forward(x_BTD, cos_T1E, sin_T1E, chosen_N)
+
+    def _forward(self, x_BTD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, chosen_N: Tensor | None) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_BTD), cos_T1E, sin_T1E, chosen_N)
         x = attended + (x_BTD if chosen_N is None else x_BTD.flatten(0, 1).index_select(0, chosen_N))
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
@@ -202,15 +217,18 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """Decoder and head. ``hidden`` stops before the head, so that a learner can take few positions through it.
 
-    New parameters are drawn from N(0, 0.02²) as Hugging Face does, from ``seed`` alone.
+    New parameters are drawn from N(0, 0.02²) as Hugging Face does, from ``seed`` alone; with None they are left to
+    whoever fills them.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         if not config.tie:
             self.lm_head = nn.Linear(config.hidden, config.vocab, bias=False)
+        if seed is None:
+            return
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self.named_parameters():

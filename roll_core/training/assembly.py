@@ -19,6 +19,8 @@ from roll_core.learners.actor_attn import AttentionReader
 from roll_core.learners.base import ActorAttn, Critics, Learner
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.critics import CriticLearner, CriticSettings, ValueModel
+from roll_core.learners.fsdp import FsdpLearner
+from roll_core.learners.recovering import RecoveringLearner
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ChatTemplate, ModelConfig, Tokenizer, load_hf, train_tokenizer
 from roll_core.models.lora import add_lora, plain_copy
@@ -143,14 +145,29 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
         kl_estimator=algorithm.kl_estimator,
         kl_in=algorithm.kl_in,
         temperature=recipe.rollout.temperature,
+        dtype=learner.dtype,
+        activation_checkpointing=learner.activation_checkpointing,
         seed=recipe.training.seed,
     )
 
 
 def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
-    if recipe.learner.lora_rank:
-        add_lora(model, recipe.learner.lora_rank, recipe.learner.lora_alpha, seed=recipe.training.seed)
-    return TorchLearner(model, learner_config(recipe), device=recipe.learner.device)
+    """``model`` is trained in place by the torch learner, and where any other one begins."""
+    learner = recipe.learner
+    if learner.lora_rank:
+        add_lora(model, learner.lora_rank, learner.lora_alpha, seed=recipe.training.seed)
+    if learner.kind == "torch":
+        return TorchLearner(model, learner_config(recipe), device=learner.device)
+    return RecoveringLearner(partial(make_shared_learner, recipe, model), learner.restarts)
+
+
+def make_shared_learner(recipe: Recipe, model: CausalLM) -> Learner:
+    """One that shares the model out over processes of its own on this machine."""
+    learner = recipe.learner
+    threads = recipe.training.threads and max(1, recipe.training.threads // learner.processes)
+    return FsdpLearner(
+        model, learner_config(recipe), processes=learner.processes, device=learner.device, threads=threads
+    )
 
 
 def make_roles(recipe: Recipe, model: CausalLM) -> Roles:

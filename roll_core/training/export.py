@@ -54,7 +54,7 @@ def export(
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} is there already; name another directory, or give --overwrite.")
     identity = run.identity()
-    recipe = run.recipe(["learner.device=cpu"])
+    recipe = run.recipe(["learner.device=cpu", "learner.processes=1"])
     path = _checkpoint(run, recipe, step)
     at = load_state(path).step
     tokenizer = Tokenizer.load(run.tokenizer)
@@ -62,6 +62,7 @@ def export(
     learner = assembly.make_learner(recipe, model)
     learner.load(path / "learner")
     tensors = learner.weights().tensors
+    learner.close()
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

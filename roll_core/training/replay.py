@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
+from roll_core.config import Recipe
 from roll_core.errors import CheckpointError, RecordError
 from roll_core.models import Tokenizer
 from roll_core.training import assembly
 from roll_core.training.checkpoint import CheckpointStore, load_state
 from roll_core.training.event_log import FILE, decode, digest
 from roll_core.training.lines import Place, read, read_at
+from roll_core.training.roles import Roles
 from roll_core.training.run import RunDirectory
 from roll_core.training.update import update
 from roll_core.training.worker import torch_threads
@@ -120,6 +122,15 @@ def replay(directory: RunDirectory, *, first: int | None = None, last: int | Non
         torch.set_num_threads(recipe.training.threads or timeline.threads)
     model = assembly.make_model(recipe, Tokenizer.load(directory.tokenizer))
     roles = assembly.make_roles(recipe, model)
+    try:
+        yield from _replayed(recipe, roles, timeline, checkpoint, step, end)
+    finally:
+        roles.close()
+
+
+def _replayed(
+    recipe: Recipe, roles: Roles, timeline: Timeline, checkpoint: Path, step: int, end: int
+) -> Iterator[Replayed]:
     roles.load(checkpoint / "learner")
     logged = timeline.steps[step].weights if step in timeline.steps else timeline.begins.get(step, "")
     weights = digest(roles.weights())

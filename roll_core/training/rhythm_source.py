@@ -17,6 +17,7 @@ from roll_core.errors import CheckpointError, RecordError
 from roll_core.learners.actor_attn import AttentionReader
 from roll_core.models import Tokenizer
 from roll_core.models.attention import mean_maps
+from roll_core.models.checkpoint import load_tensors
 from roll_core.training import assembly
 from roll_core.training.checkpoint import load_state
 from roll_core.training.credit_flow import rhythm_settings
@@ -106,9 +107,12 @@ def reader_before(directory: RunDirectory, step: int) -> tuple[AttentionReader, 
     if not steps:
         raise CheckpointError(f"{directory.path} has no whole checkpoint to read attention with.")
     at = max((s for s in steps if s < step), default=min(steps))
-    model = assembly.make_model(recipe, Tokenizer.load(directory.tokenizer))
-    learner = assembly.make_learner(recipe, model)
+    tokenizer = Tokenizer.load(directory.tokenizer)
+    learner = assembly.make_learner(recipe, assembly.make_model(recipe, tokenizer))
     learner.load(steps[at] / "learner")
+    model = assembly.make_model(recipe, tokenizer).to(recipe.learner.device)
+    load_tensors(model, learner.weights().tensors)
+    learner.close()
     reader = AttentionReader(model, rhythm_settings(recipe), shared=True, temperature=recipe.rollout.temperature)
     return reader, at
 

@@ -38,3 +38,7 @@ class Roles:
             self.critics.load(directory / _CRITICS)
         if self.actor_attn is not None:  # no state of its own: it is the policy
             self.actor_attn.load_weights(self.learner.weights())
+
+    def close(self) -> None:
+        """End whatever processes they have."""
+        self.learner.close()
