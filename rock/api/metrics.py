@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fastapi import Response
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,10 +21,14 @@ from rock.control.measures import REQUEST_BUCKETS_S, Counters, Histogram
 from rock.domain.errors import RockError
 from rock.domain.nodes import NodeStanding
 from rock.domain.sandbox import SandboxState
-from rock.wire.models import LedgerView, NodeView, QuarantineView
+from rock.wire.models import LedgerView, NodeView, QuarantineView, RunView
 
-_LEDGER_FRESH_S = 15.0
+_RUNS_FRESH_S = 15.0
 _RUNS_SHOWN = 10
+_NAMES_SHOWN = 256
+"""Of one run: about twice what the trainer reports. Each is a series that Prometheus keeps for weeks."""
+_STEPS_BACK = 8
+"""What is not measured at every step, evaluation above all, is shown for so many."""
 _AT_WORK = frozenset({"starting", "warm_start", "evaluating", "training"})
 
 
@@ -54,38 +59,54 @@ class _Snapshot:
         return self._metrics
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A run at work."""
+
+    view: RunView
+    ledger: LedgerView
+    numbers: Mapping[str, float]
+
+
 class MetricsPage:
     """``/metrics`` of one application."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
         self.requests = RequestMeasures()
-        self._ledgers: tuple[float, list[LedgerView]] = (float("-inf"), [])
+        self._runs: tuple[float, list[_Running]] = (float("-inf"), [])
 
     async def response(self) -> Response:
         control = self._control
         registry = CollectorRegistry(auto_describe=False)
+        running = await self._running()
         metrics = [
             *_node_metrics(await control.node_views()),
             *_lease_metrics(control.leases.counters, len(control.leases)),
             *_storage_metrics(control),
-            *_ledger_metrics(await self._recent_ledgers()),
+            *_ledger_metrics([run.ledger for run in running]),
+            *_run_metrics(running),
             _quarantine_metric(await control.quarantine.views()),
             *self._request_metrics(),
         ]
         registry.register(_Snapshot(metrics))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def _recent_ledgers(self) -> list[LedgerView]:
-        """Of the runs at work. Counting episodes costs a scan of an index, so not at every scrape."""
+    async def _running(self) -> list[_Running]:
+        """The newest runs at work. Counting episodes costs a scan of an index, so not at every scrape."""
         now = time.monotonic()
-        if now - self._ledgers[0] >= _LEDGER_FRESH_S:
+        if now - self._runs[0] >= _RUNS_FRESH_S:
+            runs = self._control.runs
             try:
-                runs = [run for run in await self._control.runs.runs() if run.status in _AT_WORK][:_RUNS_SHOWN]
-                self._ledgers = (now, [await self._control.runs.ledger(run.id) for run in runs])
+                at_work = [run for run in await runs.runs() if run.status in _AT_WORK][:_RUNS_SHOWN]
+                found = [
+                    _Running(run, await runs.ledger(run.id), await runs.newest_metrics(run.id, _STEPS_BACK))
+                    for run in at_work
+                ]
             except RockError:  # storage's own metrics say so
-                self._ledgers = (now, [])
-        return self._ledgers[1]
+                found = []
+            self._runs = (now, found)
+        return self._runs[1]
 
     def _request_metrics(self) -> list[Metric]:
         seconds = HistogramMetricFamily(
@@ -156,6 +177,16 @@ def _ledger_metrics(ledgers: Sequence[LedgerView]) -> list[Metric]:
         for account, count in ledger.accounts.items():
             episodes.add_metric([ledger.run_id, account.value], count)
     return [conserved, episodes]
+
+
+def _run_metrics(running: Sequence[_Running]) -> list[Metric]:
+    step = GaugeMetricFamily("rock_run_step", "Training steps of runs at work.", labels=["run"])
+    numbers = GaugeMetricFamily("rock_run_metric", "Newest metrics of runs at work.", labels=["run", "name"])
+    for run in running:
+        step.add_metric([run.view.id], run.view.step)
+        for name in sorted(run.numbers)[:_NAMES_SHOWN]:
+            numbers.add_metric([run.view.id, name], run.numbers[name])
+    return [step, numbers]
 
 
 def _quarantine_metric(views: Sequence[QuarantineView]) -> Metric:

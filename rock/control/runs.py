@@ -67,6 +67,9 @@ class RunService:
         await self._store.run(run_id)
         return await self._store.metrics(run_id, since_step)
 
+    async def newest_metrics(self, run_id: str, steps: int) -> dict[str, float]:
+        return await self._store.newest_metrics(run_id, steps)
+
     async def add_episodes(self, run_id: str, episodes: Sequence[EpisodeRecord]) -> None:
         await self._store.add_episodes(run_id, episodes, datetime.now(UTC))
 

@@ -125,6 +125,14 @@ class RunStore:
             rows = (await connection.execute(query)).all()
         return [MetricPoint(step=step, at=at, values=values) for step, at, values in rows]
 
+    @whole
+    async def newest_metrics(self, run_id: str, steps: int) -> dict[str, float]:
+        """The last value of each name within the newest ``steps`` steps; empty for a run without metrics."""
+        query = select(MetricRow.numbers).where(MetricRow.run_id == run_id).order_by(MetricRow.step.desc()).limit(steps)
+        async with self._db.read() as connection:
+            newest_first = list((await connection.execute(query)).scalars())
+        return {name: value for numbers in reversed(newest_first) for name, value in numbers.items()}
+
     # --- episodes
 
     @whole

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from roll_core.training.reporting import FileReporter, Reporters
 from roll_core.training.run import RunIdentity, train
 from roll_core.training.tracing_spans import sampled
 
+DOCKER = Path(__file__).parents[3] / "docker"
 RUN = "run-0123456789"
 
 
@@ -50,6 +53,16 @@ def test_every_sampled_episode_is_traced_once_and_to_its_end(
         trained = attributes(root)["rock.account"] == "trained"
         assert names.count("learner step") == names.count("publish") == int(trained)
         assert all(int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"]) for span in spans)
+
+
+def test_the_board_and_the_rules_name_metrics_that_a_run_reports(run, make_recipe, run_directory) -> None:
+    run(make_recipe(training={"steps": 2}, evaluation={"tasks": 0}), run_directory)
+    lines = (run_directory.path / "metrics.jsonl").read_text().splitlines()
+    reported = {name for line in lines for name in json.loads(line)["values"]}
+    files = (DOCKER / "grafana/rock-roll.json", DOCKER / "prometheus/rules.yml")
+    asked = set(re.findall(r'rock_run_metric\{name=\\?"([^"\\]+)', "".join(file.read_text() for file in files)))
+    assert len(asked) > 8
+    assert asked <= reported
 
 
 def attributes(span) -> dict[str, str]:

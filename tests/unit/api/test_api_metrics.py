@@ -62,6 +62,41 @@ def test_what_happened_is_counted(served: Make) -> None:
     asyncio.run(main())
 
 
+def test_runs_at_work_show_their_newest_metrics(served: Make) -> None:
+    def point(step: int, **values: float) -> dict[str, Any]:
+        return {"step": step, "at": AT, "values": values}
+
+    async def main() -> None:
+        async with served() as s:
+            at_work, ended = [(await s.post("/runs", {"name": "n", "recipe": {}}))["id"] for _ in range(2)]
+            points = [
+                point(1, old=1.0),
+                *(point(step, reward=step / 10) for step in range(2, 10)),
+                point(8, success=0.5),
+            ]
+            for run in (at_work, ended):
+                await s.post(f"/runs/{run}/metrics", points, status=204)
+            await s.http.patch(f"/runs/{ended}", json={"status": "completed"})
+            found = await scraped(s)
+            shown = {dict(key[1])["name"]: v for key, v in found.items() if key[0] == "rock_run_metric"}
+            assert shown == {"reward": 0.9, "success": 0.5}
+            assert {key[1]: v for key, v in found.items() if key[0] == "rock_run_step"} == {(("run", at_work),): 9}
+
+    asyncio.run(main())
+
+
+def test_a_run_with_many_metrics_shows_a_bounded_number_of_them(served: Make) -> None:
+    async def main() -> None:
+        async with served() as s:
+            run = (await s.post("/runs", {"name": "n", "recipe": {}}))["id"]
+            values = {f"m/{number:04}": 1.0 for number in range(1000)}
+            await s.post(f"/runs/{run}/metrics", [{"step": 1, "at": AT, "values": values}], status=204)
+            names = [dict(key[1])["name"] for key in await scraped(s) if key[0] == "rock_run_metric"]
+            assert sorted(names) == sorted(values)[:256]
+
+    asyncio.run(main())
+
+
 def test_buckets_are_cumulative_and_end_with_the_count(served: Make) -> None:
     async def main() -> None:
         async with served() as s:

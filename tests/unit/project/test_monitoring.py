@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from rock.cli.main import app
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTED = re.findall(r"^\| `(rock_\w+)(?:\{([\w,]+)\})?`", (ROOT / "docs/platform.md").read_text(), re.MULTILINE)
@@ -32,6 +35,13 @@ def test_every_expression_asks_for_what_there_is(expression: str) -> None:
         grouped = {label for by in re.findall(r"by \(([\w, ]+)\)", expression) for label in by.split(", ")} - {"le"}
         filtered = set(re.findall(rf"{name}\{{(\w+)=", expression))
         assert grouped | filtered <= LABELS[known], f"{known} has no label {(grouped | filtered) - LABELS[known]}"
+
+
+def test_alerts_name_commands_that_there_are() -> None:
+    commands = set(re.findall(r"`(rock [a-z]+ [a-z]+)", (ROOT / "docker/prometheus/rules.yml").read_text()))
+    assert len(commands) > 2
+    asked = {command: CliRunner().invoke(app, [*command.split()[1:], "--help"]) for command in commands}
+    assert {command: result.output for command, result in asked.items() if result.exit_code} == {}
 
 
 def test_every_metric_of_the_platform_is_on_the_board() -> None:
