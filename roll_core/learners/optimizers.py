@@ -21,20 +21,20 @@ def make_optimizers(model: nn.Module, config: LearnerConfig) -> list[Optimizer]:
     """The optimizers that share out the parameters of ``model``; every parameter is in exactly one group."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.optimizer == "adamw":
-        return [_adamw((p for _, p in named), config)]
+        return [adamw((p for _, p in named), config)]
     inner = [p for name, p in named if p.dim() == 2 and not _is_vocabulary(name)]
     outer = [p for name, p in named if p.dim() != 2 or _is_vocabulary(name)]
     muon = torch.optim.Muon(
         inner, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
-    return [muon, _adamw(outer, config)]
+    return [muon, adamw(outer, config)]
 
 
 def _is_vocabulary(name: str) -> bool:
     return "embed_tokens" in name or "lm_head" in name
 
 
-def _adamw(parameters: Iterable[nn.Parameter], config: LearnerConfig) -> Optimizer:
+def adamw(parameters: Iterable[nn.Parameter], config: LearnerConfig) -> Optimizer:
     """AdamW with decay on matrices only."""
     parameters = list(parameters)
     groups = [

@@ -61,10 +61,10 @@ def _replacements() -> list[tuple[Any, str, Any]]:
 
 
 @contextlib.contextmanager
-def cuda_or_cpu() -> Iterator[torch.device]:
-    """What Megatron takes for its device, real or not, while the context lasts."""
+def cuda_or_cpu(device: str = "cpu") -> Iterator[torch.device]:
+    """What Megatron takes for its device, real or not, while the context lasts. ``device``: ``cpu`` or ``cuda:i``."""
     if torch.cuda.is_available():
-        yield torch.device("cuda", torch.cuda.current_device())
+        yield torch.device(device)
         return
     replacements = _replacements()
     kept = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
@@ -75,3 +75,11 @@ def cuda_or_cpu() -> Iterator[torch.device]:
     finally:
         for owner, name, old in kept:
             setattr(owner, name, old)
+
+
+_LASTING = contextlib.ExitStack()
+
+
+def cuda_or_cpu_for_good(device: str) -> torch.device:
+    """The same until the process ends, for a process that does nothing else."""
+    return _LASTING.enter_context(cuda_or_cpu(device))

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from roll_core.learners.megatron.layout import Layout
+from roll_core.learners.megatron.mapping import HEAD_COPY, entries
 from roll_core.models.qwen import ModelConfig, rope_frequencies
 
 
@@ -91,6 +93,8 @@ def transformer_config(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         variable_seq_lengths=True,  # micro-batches have different widths
+        cuda_graph_scope=[],
+        moe_token_dispatcher_type="alltoall",  # there are no experts, but the default refuses different widths
         calculate_per_token_loss=True,  # losses of micro-batches and replicas add up; nothing is averaged
         **(again if recompute else {}),
     )
@@ -117,7 +121,18 @@ def build(config: ModelConfig, transformer: TransformerConfig, layout: Layout) -
     # Ours, so that a stretched embedding (Llama 3) and a base that is no whole number come out the same.
     inv_freq = model.rotary_pos_emb.inv_freq
     model.rotary_pos_emb.inv_freq = rope_frequencies(config).to(inv_freq.device)
+    _mark_shards(model, config, layout)
     positions = Positions()
     if last:
         model.output_layer.register_forward_pre_hook(positions.select)
     return model, positions
+
+
+def _mark_shards(model: GPTModel, config: ModelConfig, layout: Layout) -> None:
+    """Tell Megatron which parameters are shards. Otherwise it would do so where it initialises them, and of those that
+    it takes for copies only the first rank's gradient counts in the norm."""
+    columns = {entry.name: entry.kind == "columns" for entry in entries(config, layout) if entry.kind != "whole"}
+    for name, parameter in model.named_parameters():
+        if name in columns or name == HEAD_COPY:
+            dim = 1 if columns.get(name) else 0
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
