@@ -68,7 +68,7 @@ class Snapshots:
             )
         lease = self._records.get(lease_id)
         assert lease is not None, lease_id  # the book and the records hold the same leases
-        if lease.recovery != "snapshot":
+        if lease.recovery != "snapshot" and lease.env:  # of a plain sandbox one is taken to be forked
             raise InvalidRequest(
                 f"lease {lease_id} recovers by {lease.recovery!r}, not by snapshot",
                 hint='Declare recovery = "snapshot" in env.toml, or ask for it in the lease request.',

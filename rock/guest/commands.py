@@ -36,7 +36,7 @@ def readable_now(fd: int) -> int:
     return count[0]
 
 
-def drain(fd: int, capture: Capture) -> None:
+def drain(fd: int, capture: Any) -> None:
     """Read what is in the pipe at this moment, and not what a background process adds to it meanwhile."""
     left = readable_now(fd)
     while left > 0:

@@ -40,10 +40,13 @@ from rock.domain.errors import (
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
 from rock.sdk.client import Rock
+from rock.sdk.forwarding import Forward
+from rock.sdk.jobs import FileChange, Job
 from rock.sdk.launch import Launched, ensure_platform
-from rock.sdk.sandbox import FileEntry, Sandbox, ShellResult
+from rock.sdk.sandbox import DiskUsage, FileEntry, Sandbox, Shell, ShellResult, Usage
 from rock.sdk.session import EnvSession, Reset, Step
-from rock.sdk.sync import EnvSessionSync, RockSync, SandboxSync
+from rock.sdk.sync import EnvSessionSync, RockSync
+from rock.sdk.sync_sandbox import ForwardSync, JobSync, SandboxSync, ShellSync
 from rock.wire.models import (
     EnvView,
     EpisodePage,
@@ -80,6 +83,7 @@ __all__ = [
     "CapacityExceeded",
     "Conflict",
     "DeadlineExceeded",
+    "DiskUsage",
     "Diverged",
     "EnvSession",
     "EnvSessionSync",
@@ -93,13 +97,18 @@ __all__ = [
     "ExecRequest",
     "ExecResult",
     "Fault",
+    "FileChange",
     "FileEntry",
     "Forbidden",
+    "Forward",
+    "ForwardSync",
     "Health",
     "ImageBuildFailed",
     "ImageNotFound",
     "InvalidAction",
     "InvalidRequest",
+    "Job",
+    "JobSync",
     "KeyView",
     "LatencyView",
     "Launched",
@@ -137,12 +146,15 @@ __all__ = [
     "SandboxState",
     "SandboxSync",
     "SandboxView",
+    "Shell",
     "ShellResult",
+    "ShellSync",
     "StaleEpoch",
     "Step",
     "StorageError",
     "TaskList",
     "TurnRecord",
     "Unauthorized",
+    "Usage",
     "ensure_platform",
 ]

@@ -57,6 +57,11 @@ class Journal:
         self.failure: RockError | None = None
         """Why the episode is void; it is not brought back then."""
 
+    def copy_of(self, other: Journal) -> None:
+        """The same episode so far, to be brought about from its start."""
+        self.begin(other.task, other.seed, other.options)
+        self.actions, self._digests, self.over = list(other.actions), list(other._digests), other.over
+
     @property
     def begun(self) -> bool:
         return bool(self._digests)

@@ -20,6 +20,7 @@ from typing import Any
 
 from rock.domain.errors import (
     DeadlineExceeded,
+    InvalidRequest,
     LeaseExpired,
     NotFound,
     Recovering,
@@ -75,6 +76,7 @@ class HeldLease:
         self._beat_now = asyncio.Event()
         self._silent_at: float | None = None
         """Since when a call has been unanswered for so long that we ask; None once the guest has spoken."""
+        self._forks = 0
         self.lost: RockError | None = None
         """Why the sandbox is no more; None while it lives, as far as is known."""
         self.over = False
@@ -284,6 +286,28 @@ class HeldLease:
         )
         return view
 
+    def another(self, image: str = "") -> HeldLease:
+        """One on a new sandbox of the same kind, not open yet; of ``image`` if given."""
+        request = self._request
+        if image and request.spec is not None:
+            spec = request.spec.model_copy(update={"image": image})
+            request = request.model_copy(update={"spec": spec, "image": image})
+        return HeldLease(self._transport, request)
+
+    async def snapshot_for_fork(self, *, timeout_s: float) -> str:
+        """An image of the sandbox's root as it is now; empty where that cannot be written, so that there is nothing to
+        keep. Raises what the platform says."""
+        spec = self._request.spec
+        if spec is None or spec.read_only:
+            return ""
+        self._forks += 1
+        try:
+            return (await self.snapshot(self._forks, 0, timeout_s=timeout_s)).name
+        except InvalidRequest:
+            if self.view.image == "host":  # bubblewrap: the root is the host's own, whatever the spec says
+                return ""
+            raise
+
     async def forget_snapshot(self, name: str) -> None:
         """It holds another episode's state. What the platform does not hear now it hears at the next recovery."""
         with contextlib.suppress(RockError):
@@ -321,7 +345,9 @@ class HeldLease:
             ) from error
         if self._lease is not lease:
             raise LeaseExpired("The session was closed while it recovered.")
-        self._lease = found.model_copy(update={"token": lease.token, "snapshot_every": lease.snapshot_every})
+        self._lease = found.model_copy(
+            update={"token": lease.token, "snapshot_every": lease.snapshot_every, "judge": lease.judge}
+        )
         self.lost = None
         try:
             await self._connect()

@@ -71,6 +71,11 @@ class Seat:
             await self.close()
             raise
 
+    async def catch_up(self) -> None:
+        """Bring a sandbox that knows nothing of it to where the journal ends. Raises Diverged, SandboxLost."""
+        self._behind = True
+        await self._restore(_now() + self._patience.recovery_s, replay=True)
+
     async def close(self) -> None:
         """Give the sandbox back at once, whatever is under way."""
         if self._healing is not None:

@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
-from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, Quarantined, RockError
+from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, InvalidRequest, Quarantined, RockError
 from rock.domain.errors import EnvironmentError as EnvironmentFailed
 from rock.sdk.hedging import Hedge, ResetTimes
 from rock.sdk.journal import Journal
+from rock.sdk.judging import judged
 from rock.sdk.lease import HeldLease
 from rock.sdk.recovery import Patience, Seat
 from rock.sdk.snapshots import LOSSES
@@ -77,6 +78,7 @@ class EnvSession:
         reset_times: ResetTimes | None = None,
         report: Report | None = None,
         snapshot_every: int | None = None,
+        judge: Callable[[str, str, int], EnvSession] | None = None,
     ) -> None:
         self._hold = hold
         self.name = name
@@ -90,6 +92,7 @@ class EnvSession:
         self._reset_times = reset_times or ResetTimes()
         self._report = report
         self._snapshot_every = snapshot_every
+        self._judge = judge
         self._journal = Journal()
         self._next_seq: int | None = None
         self._busy = asyncio.Lock()
@@ -130,6 +133,50 @@ class EnvSession:
         await self._seat.close()
         if self._leaving:
             await asyncio.wait(self._leaving)
+
+    async def fork(self, count: int = 1) -> list[EnvSession]:
+        """``count`` sessions at the same point of the episode, each in a sandbox of its own: open, and to be closed
+        one by one. They get there by replaying it, and every answer must be what it was.
+
+        Raises: Diverged (environment: it is not deterministic); InvalidRequest (caller: ``count`` is below 1, or the
+        environment declares ``recovery = "none"``); Conflict (caller: no episode is under way); and as :meth:`open`.
+        If one cannot be made, none is left.
+        """
+        if count < 1:
+            raise InvalidRequest(f"count is {count}, expected at least 1.")
+        if self.lease.recovery == "none":
+            raise InvalidRequest(
+                f"environment {self.name!r} cannot be replayed, so its episodes cannot be forked",
+                hint='Declare recovery = "replay" in its env.toml if it is deterministic.',
+            )
+        async with self._busy:
+            if not self._journal.worth_replaying:
+                raise Conflict("there is no episode to fork", hint="Fork between reset and the last step.")
+            copies = [self._copy() for _ in range(count)]
+            made = await asyncio.gather(*(copy._catch_up(self) for copy in copies), return_exceptions=True)
+        if failed := [error for error in made if isinstance(error, BaseException)]:
+            await asyncio.gather(*(copy.close() for copy in copies))
+            raise failed[0]
+        return copies
+
+    def _copy(self) -> EnvSession:
+        return EnvSession(
+            self._hold,
+            self.name,
+            task=self.task,
+            seed=self.seed,
+            options=self.options,
+            patience=self._patience,
+            reset_times=self._reset_times,
+            report=self._report,
+            snapshot_every=self._snapshot_every,
+        )
+
+    async def _catch_up(self, original: EnvSession) -> None:
+        await self.open()
+        self._journal.copy_of(original._journal)
+        await self._seat.catch_up()
+        self._next_seq = original._next_seq
 
     async def reset(
         self,
@@ -182,6 +229,9 @@ class EnvSession:
     async def step(self, action: Any, *, timeout_s: float | None = None) -> Step:
         """Act once. After DeadlineExceeded the same action may be given again: it acts once all the same.
 
+        Where the environment has a judge (``LeaseView.judge``), the step that ends the episode also waits for a second
+        sandbox in which that environment gives the reward; ``info["verdict"]`` is what it said.
+
         Raises: InvalidAction (agent: not yet reset, the episode is over, the action is of the wrong type);
         EnvironmentError (environment: its own code raised, the episode is void); SandboxLost (platform: the episode
         is void, the evidence is in ``cause``; raised at once when a heartbeat tells of it); Diverged (environment: a
@@ -200,6 +250,9 @@ class EnvSession:
             )
             self._journal.stepped(action, value)
             self._seat.snapshots.begin_if_due()
+            over = value["terminated"] or value["truncated"]
+            if over and self._judge is not None and (judge := self._seat.held.view.judge):
+                value = await judged(self._judge(judge, self.task, self.seed), value)
         return Step(
             value["observation"], float(value["reward"]), value["terminated"], value["truncated"], value["info"]
         )

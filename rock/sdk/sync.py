@@ -6,19 +6,19 @@ the two signature by signature. Ctrl-C cancels what is under way, so leases are 
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from rock.domain.outcome import LedgerState
 from rock.domain.sandbox import SandboxState
+from rock.sdk._loop_thread import _LoopThread
 from rock.sdk.client import DEFAULT_TIMEOUT_S, Rock
+from rock.sdk.forwarding import Forward
 from rock.sdk.hedging import Hedge
-from rock.sdk.sandbox import FileEntry, Sandbox, ShellResult
+from rock.sdk.jobs import Job
+from rock.sdk.sandbox import Sandbox, Shell
 from rock.sdk.session import EnvSession, Reset, Step
+from rock.sdk.sync_sandbox import ForwardSync, JobSync, SandboxSync, ShellSync
 from rock.wire.models import (
     EnvView,
     EpisodePage,
@@ -48,59 +48,6 @@ from rock.wire.models import (
     TaskList,
 )
 from rock.wire.rhythm import EpisodeRhythm, RhythmView
-
-T = TypeVar("T")
-
-# How long a cancelled call may take to release what it holds before Ctrl-C wins over it.
-_CANCEL_WAIT_S = 8.0
-
-
-class _LoopThread:
-    """An event loop in a daemon thread, and a way to wait for coroutines on it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rock-sdk", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. An interrupt of the waiting thread cancels it and waits for its clean-up."""
-        result: Future[T] = Future()
-        tasks: list[asyncio.Task[T]] = []
-
-        def begin() -> None:
-            tasks.append(self._loop.create_task(coroutine))
-            tasks[0].add_done_callback(lambda task: _settle(task, result))
-
-        self._loop.call_soon_threadsafe(begin)
-        try:
-            return result.result()
-        except BaseException:
-            if not result.done():
-                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-                wait([result], timeout=_CANCEL_WAIT_S)
-            raise
-
-    @property
-    def stopped(self) -> bool:
-        return self._loop.is_closed() or not self._thread.is_alive()
-
-    def stop(self) -> None:
-        if self._loop.is_closed():
-            return
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=_CANCEL_WAIT_S)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-
-def _settle(task: asyncio.Task[T], result: Future[T]) -> None:
-    if task.cancelled():
-        result.set_exception(asyncio.CancelledError())
-    elif (error := task.exception()) is not None:
-        result.set_exception(error)
-    else:
-        result.set_result(task.result())
 
 
 class EnvSessionSync:
@@ -143,6 +90,9 @@ class EnvSessionSync:
     def close(self) -> None:
         self._loop.run(self._inner.close())
 
+    def fork(self, count: int = 1) -> list[EnvSessionSync]:
+        return [EnvSessionSync(self._loop, inner) for inner in self._loop.run(self._inner.fork(count))]
+
     def reset(
         self,
         task: str | None = None,
@@ -158,69 +108,6 @@ class EnvSessionSync:
 
     def call(self, method: str, /, *, timeout_s: float | None = None, recover: bool = True, **args: Any) -> Any:
         return self._loop.run(self._inner.call(method, timeout_s=timeout_s, recover=recover, **args))
-
-
-class SandboxSync:
-    """`Sandbox` without ``await``; its methods' texts hold here too."""
-
-    def __init__(self, loop: _LoopThread, inner: Sandbox) -> None:
-        self._loop = loop
-        self._inner = inner
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def lease(self) -> LeaseView:
-        return self._inner.lease
-
-    @property
-    def id(self) -> str:
-        return self._inner.id
-
-    def open(self) -> None:
-        self._loop.run(self._inner.open())
-
-    def close(self) -> None:
-        self._loop.run(self._inner.close())
-
-    def run(self, command: str, *, timeout_s: float = 60.0, max_output_bytes: int = 1 << 20) -> ShellResult:
-        return self._loop.run(self._inner.run(command, timeout_s=timeout_s, max_output_bytes=max_output_bytes))
-
-    def exec(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: str = "",
-        environ: Mapping[str, str] | None = None,
-        stdin: bytes | str = b"",
-        timeout_s: float = 60.0,
-        max_output_bytes: int = 1 << 20,
-    ) -> ExecResult:
-        return self._loop.run(
-            self._inner.exec(
-                argv, cwd=cwd, environ=environ, stdin=stdin, timeout_s=timeout_s, max_output_bytes=max_output_bytes
-            )
-        )
-
-    def read_file(self, path: str, *, timeout_s: float = 60.0) -> bytes:
-        return self._loop.run(self._inner.read_file(path, timeout_s=timeout_s))
-
-    def write_file(self, path: str, data: bytes | str, *, mode: int | None = None, timeout_s: float = 60.0) -> int:
-        return self._loop.run(self._inner.write_file(path, data, mode=mode, timeout_s=timeout_s))
-
-    def upload(self, local: str | Path, path: str, *, timeout_s: float = 60.0) -> None:
-        self._loop.run(self._inner.upload(local, path, timeout_s=timeout_s))
-
-    def download(self, path: str, local: str | Path, *, timeout_s: float = 60.0) -> None:
-        self._loop.run(self._inner.download(path, local, timeout_s=timeout_s))
-
-    def list_files(self, path: str = ".", *, timeout_s: float = 30.0) -> list[FileEntry]:
-        return self._loop.run(self._inner.list_files(path, timeout_s=timeout_s))
 
 
 class RockSync:
@@ -481,7 +368,9 @@ class RockSync:
 
 def _inherit_texts() -> None:
     """Give the methods the docstrings of those they call, for ``help()`` and editors."""
-    for sync, original in ((RockSync, Rock), (EnvSessionSync, EnvSession), (SandboxSync, Sandbox)):
+    pairs = [(RockSync, Rock), (EnvSessionSync, EnvSession), (SandboxSync, Sandbox)]
+    pairs += [(ShellSync, Shell), (JobSync, Job), (ForwardSync, Forward)]
+    for sync, original in pairs:
         for name, method in vars(sync).items():
             if callable(method) and not name.startswith("_") and method.__doc__ is None:
                 method.__doc__ = getattr(original, name).__doc__
