@@ -11,9 +11,9 @@ import pandas as pd
 
 from dashboard import text
 from dashboard.frames import Series
+from dashboard.sentences import ALERTS
 from rock.sdk import EventView, RunView, SandboxView
 
-ALERTS = "alerts/firing"
 WELL_VOID_RATE = 0.05
 """Without alerts of its own, a step with a higher void rate was not well; as in the trainer's standing rule."""
 CHANGES = ("run.", "env.", "quarantine.", "node.", "control.", "guardian.")

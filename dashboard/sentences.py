@@ -6,6 +6,7 @@ silence of the trainer is said to be silence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +35,9 @@ QUIET_WORK_S = 900.0  # starting and warm start report nothing until they are do
 SILENT_STEPS = 6.0
 PACE_STEPS = 20  # steps from which the time left is estimated
 VOID_WORRIES = 0.05  # above it, the platform rather than the policy decides what is learned from
+
+ALERTS = "alerts/firing"
+_FIRING = re.compile(r"^alert (\S+) firing: ")
 
 INCIDENTS = frozenset(
     {
@@ -281,6 +285,21 @@ def _incidents(run: RunView, facts: RunFacts) -> str:
     going_on = " The run went on." if facts.heard_at > text.utc(last.at) and run.status != "failed" else ""
     one = facts.incidents == 1
     return f"{text.plural(facts.incidents, 'incident')}, {'' if one else 'the last '}at {when} ({what}).{going_on}"
+
+
+def alert_sentence(run: RunView, metrics: pd.DataFrame) -> Sentence | None:
+    """What its alerts say of a run now: from the last step that counted them, or that one of them paused it."""
+    if run.status == "paused":
+        return Sentence(Tone.BAD, f"Paused by an alert. {run.detail}".strip())
+    if ALERTS not in metrics.columns or run.status not in ACTIVE:
+        return None
+    firing = metrics[ALERTS].dropna()
+    if firing.empty or firing.iloc[-1] <= 0:
+        return None
+    count = text.plural(int(firing.iloc[-1]), "alert")
+    why = _FIRING.sub(r"\1: ", run.detail)
+    said = f"{count} firing as of step {int(firing.index[-1]):,}"
+    return Sentence(Tone.BAD, f"{said}: {why}" if why else f"{said}.")
 
 
 def incidents_sentence(endings: Mapping[str, int], unaccounted: int, episodes: int) -> str:

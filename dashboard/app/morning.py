@@ -19,10 +19,9 @@ from dashboard import (
     worktime,
 )
 from dashboard.app import common
-from dashboard.changes import ALERTS
 from dashboard.incidents import Incident, endings, incidents
 from dashboard.palette import Tone
-from dashboard.sentences import ACTIVE, Sentence, incidents_sentence, run_facts, run_sentence
+from dashboard.sentences import ACTIVE, Sentence, alert_sentence, incidents_sentence, run_facts, run_sentence
 from dashboard.snapshots import Fleet, RunSnapshot, Speed, Trouble
 from dashboard.source import Reading
 from dashboard.tiles import fleet_tiles, outcome_window, run_tiles
@@ -88,20 +87,17 @@ def _sentence(reading: Reading[RunSnapshot], found: list[Incident] | None) -> No
         said = incidents_sentence(endings(found), frames.unbalanced(snap.ledger), snap.ledger.dispatched)
     heard = f"last word of the trainer {text.ago(facts.heard_at, now)}"
     note = common.source_note(reading, heard, snap.run.id)
-    common.show_banner(reading, run_sentence(snap.run, facts, said), note)
+    sentence = run_sentence(snap.run, facts, said)
+    if sentence.tone is Tone.GOOD and alert_sentence(snap.run, snap.metrics) is not None:
+        sentence = Sentence(Tone.VOID, sentence.text)
+    common.show_banner(reading, sentence, note)
     st.html(run_tiles(facts, active=snap.run.status in ACTIVE))
 
 
 def _alerts(snap: RunSnapshot) -> None:
-    firing = snap.metrics[ALERTS].dropna() if ALERTS in snap.metrics.columns else None
-    paused = snap.run.status == "paused"
-    if paused or (firing is not None and len(firing) and firing.iloc[-1] > 0):
-        count = int(firing.iloc[-1]) if firing is not None and len(firing) else 0
-        said = f"{text.plural(count, 'alert')} firing." if count else "An alert paused the run."
-        why = f" {snap.run.detail}" if snap.run.detail and not paused else ""
-        step = f"as of step {int(firing.index[-1]):,}" if firing is not None and len(firing) else ""
-        note = " · ".join(filter(None, [step, "rules: `alerts` of the recipe"]))
-        st.html(markup.banner(Sentence(Tone.BAD, said + why), note))
+    said = alert_sentence(snap.run, snap.metrics)
+    if said is not None:
+        st.html(markup.banner(said, "rules and receivers: the recipe's section `alerts`"))
 
 
 def _outcome(snap: RunSnapshot) -> None:
@@ -211,8 +207,8 @@ def _changes(snap: RunSnapshot, runs: list[RunView], fleet: Fleet | None, troubl
     before = changes.run_before(snap.run, runs)
     recipe = changes.recipe_changes(before.recipe, snap.run.recipe) if before else []
     if before:
-        differs = text.plural(len(recipe), "key") if recipe else "nothing"
-        facts.append(("recipe", f"{differs} differs from {before.id}, the run of this name before it"))
+        differs = f"differs in {text.plural(len(recipe), 'key')} from" if recipe else "the same as that of"
+        facts.append(("recipe", f"{differs} {before.id}, the run of this name before it"))
     else:
         facts.append(("recipe", "the first run of this name"))
     happened = changes.events_since(trouble.events, since) if trouble else []
