@@ -30,7 +30,7 @@ from roll_core.rollout.machine import MachineSettings, RolloutMachine
 from roll_core.rollout.roofline import efficiency
 from roll_core.rollout.scheduler import Scheduler, Slots
 from roll_core.rollout.tasks import TaskQueue
-from roll_core.rollout.tuning import Advice, EngineCurve, Measured, best_fill, ideal_step_s
+from roll_core.rollout.tuning import Advice, EngineCurve, Measured, ideal_step_s, split_within_window
 from roll_core.rollout.work import EpisodeSpec
 from roll_core.simulation.baselines import barrier_s, rounds_s, synchronous_s, turn_seed
 from roll_core.simulation.bounds import clairvoyant_s, redundant_s, split_step_s, work_s
@@ -99,10 +99,10 @@ def alone_s(workload: Workload, groups: int, members: int, seed: int) -> list[li
 
 def end_to_end(workers: int, alpha: float, quick: bool, seed: int) -> Row:
     workload = w5(workers)
-    fill, advice = tuned(workload, alpha)
+    advice = tuned(workload, alpha)
     skip, steps = window(alpha, quick)
-    ours = simulate(workload, Policy(alpha, train_workers=advice.train_workers, fill=fill), seed=seed, steps=steps)
-    return _steady(workload, ours, skip, seed, fill=fill, train_workers=float(advice.train_workers))
+    ours = simulate(workload, Policy(alpha, train_workers=advice.train_workers, fill=1.0), seed=seed, steps=steps)
+    return _steady(workload, ours, skip, seed, train_workers=float(advice.train_workers))
 
 
 def window(alpha: float, quick: bool) -> tuple[int, int]:
@@ -117,7 +117,7 @@ def window(alpha: float, quick: bool) -> tuple[int, int]:
 def end_to_end_drop(workers: int, alpha: float, quick: bool, seed: int) -> Row:
     """The other policy: take what is finished, drop what becomes too old. Long samples are under-represented."""
     workload = w5(workers)
-    _, advice = tuned(workload, AUTO_ALPHA)
+    advice = tuned(workload, AUTO_ALPHA)
     policy = Policy(alpha, order="finished", train_workers=advice.train_workers, fill=1.0)
     skip, steps = window(alpha, quick)
     ours = simulate(workload, policy, seed=seed, steps=steps)
@@ -146,10 +146,10 @@ def alpha_zero(seed: int) -> Row:
     return _row(synchronous_s(workload, seed, 4), ours.elapsed_s / 4)
 
 
-def tuned(workload: Workload, alpha: float) -> tuple[float, Advice]:
+def tuned(workload: Workload, alpha: float) -> Advice:
     engine, lengths = workload.engine, workload.lengths
     curve = EngineCurve(engine.a_s, engine.c_s, engine.slots, lengths.mean, lengths.cap)
-    return best_fill(curve, alpha, **known(workload))
+    return split_within_window(curve, alpha, **known(workload))
 
 
 def known(workload: Workload) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def auto_alpha(workers: int) -> float:
 
 
 def _predicted_s(workers: int, alpha: float) -> float:
-    return tuned(w5(workers), alpha)[1].predicted_s
+    return tuned(w5(workers), alpha).predicted_s
 
 
 def run(quick: bool, only: str = "", processes: int = 0) -> dict[str, list[Row]]:

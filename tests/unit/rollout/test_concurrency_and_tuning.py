@@ -12,12 +12,12 @@ from roll_core.rollout.tuning import (
     EngineCurve,
     Measured,
     asymptotic_speedup,
-    best_fill,
     best_split,
     bound_s,
     ideal_step_s,
     optimal_beta,
     recommend,
+    split_within_window,
     synchronous_step_s,
 )
 
@@ -89,11 +89,24 @@ def test_a_split_is_only_advised_where_it_is_faster(workers, generate, longest, 
         assert advice.alpha >= 1
 
 
-def test_engines_are_kept_less_full_where_the_longest_would_come_too_late() -> None:
+W5 = {"samples": 4096, "train_s": 2.2, "sync_s": 5.0}
+
+
+def test_fewer_workers_train_where_the_longest_generation_needs_emptier_engines() -> None:
     curve = EngineCurve(0.01, 0.0006, 64, 2464.0, 16384)
-    known = {"samples": 4096, "train_s": 2.2, "sync_s": 5.0}
-    assert best_fill(curve, 2, workers=16, **known)[0] == 1.0
-    assert best_fill(curve, 4, workers=128, **known)[0] < best_fill(curve, 8, workers=128, **known)[0] == 1.0
+    narrow, wide = (split_within_window(curve, alpha, workers=128, **W5) for alpha in (2, 8))
+    assert narrow.train_workers < wide.train_workers
+    assert wide.predicted_s < narrow.predicted_s
+
+
+@given(st.integers(2, 160), st.floats(1, 8))
+@settings(deadline=None)
+def test_no_predicted_step_is_shorter_than_its_training_or_its_full_engines(workers: int, alpha: float) -> None:
+    curve = EngineCurve(0.01, 0.0006, 64, 2464.0, 16384)
+    advice = split_within_window(curve, alpha, workers=workers, **W5)
+    assert 0 < advice.train_workers < workers
+    assert advice.predicted_s >= 4096 * 2.2 / advice.train_workers
+    assert advice.predicted_s >= 4096 * curve.generate_s(64) / (workers - advice.train_workers)
 
 
 @given(st.floats(0, 0.1), st.floats(0, 0.9))
