@@ -59,5 +59,13 @@ class LearnerDead(RollError):
     """The processes that hold the learner ended, or cannot be reached. Another can go on from its last checkpoint."""
 
 
+class WeightsTorn(RollError):
+    """A version of the weights did not arrive as it was sent."""
+
+
+class WrongBase(WeightsTorn):
+    """Weights came as changes to another version than the one that is held; the whole version is needed."""
+
+
 class RecordError(RollError):
     """A run's own record, its metrics, episodes or event log, cannot be written or read."""

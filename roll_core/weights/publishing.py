@@ -1,0 +1,114 @@
+"""Publish versions of the weights, and follow them.
+
+Invariants: a version is packed once, whoever asks for it and however many; who has nothing, or something else than the
+changes were made from, can have the whole version; what a follower holds is always some published version, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from roll_core.types import Weights
+from roll_core.weights.channels import Channel
+from roll_core.weights.packet import BLOCK_BYTES, pack, unpack, whole_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that can be had. ``changes``: what there is of it is changes to the version before."""
+
+    version: int
+    ticket: Any
+    changes: bool
+    sent_bytes: int
+    whole_bytes: int
+    pack_s: float
+    put_s: float
+
+    def metrics(self) -> dict[str, float]:
+        """``weights/…``: what went out, and how much of the whole that is."""
+        return {
+            "weights/sent_mb": self.sent_bytes / 1e6,
+            "weights/whole_mb": self.whole_bytes / 1e6,
+            "weights/sent_share": self.sent_bytes / max(self.whole_bytes, 1),
+            "weights/pack_s": self.pack_s,
+            "weights/put_s": self.put_s,
+        }
+
+
+class Publisher:
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        delta: bool = False,
+        dtype: torch.dtype | None = None,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        """``delta``: send what changed since the version before, which is then held here too. ``dtype``: what the
+        engines compute in; weights are rounded to it before they are sent. None: as they are."""
+        self._channel = channel
+        self._delta = delta
+        self._dtype = dtype
+        self._block = block_bytes
+        self._held: Weights | None = None
+        self._whole: Published | None = None
+        self.last: Published | None = None
+
+    def publish(self, weights: Weights) -> Published:
+        """Changes to the version before, or the whole where there is none."""
+        rounded = weights
+        if self._dtype is not None:
+            rounded = Weights(weights.version, {n: t.to(self._dtype) for n, t in weights.tensors.items()})
+        self.last = self._send(rounded, self._held if self._delta else None)
+        self._held = rounded
+        self._whole = None if self.last.changes else self.last
+        return self.last
+
+    def whole(self) -> Published:
+        """The newest version, all of it: for who has nothing to change. Raises ValueError before the first."""
+        if self._held is None:
+            raise ValueError("nothing has been published yet")
+        if self._whole is None:
+            self._whole = self._send(self._held, None)
+        return self._whole
+
+    def _send(self, weights: Weights, base: Weights | None) -> Published:
+        began_s = time.perf_counter()
+        packet = pack(weights, base, block_bytes=self._block)
+        packed_s = time.perf_counter()
+        ticket = self._channel.put(packet)
+        done_s = time.perf_counter()
+        return Published(
+            version=weights.version,
+            ticket=ticket,
+            changes=base is not None,
+            sent_bytes=len(packet),
+            whole_bytes=whole_bytes(weights.tensors),
+            pack_s=packed_s - began_s,
+            put_s=done_s - packed_s,
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Subscriber:
+    """Holds the version that it received last."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.held: Weights | None = None
+        self.receive_s = 0.0
+
+    def receive(self, ticket: Any) -> Weights:
+        """Raises WrongBase when it needs another version than is held: ask for the whole. WeightsTorn when damaged;
+        what was held is still held."""
+        began_s = time.perf_counter()
+        self.held = unpack(self._channel.get(ticket), self.held)
+        self.receive_s = time.perf_counter() - began_s
+        return self.held
