@@ -20,12 +20,13 @@ GROUP = "rock.commands"
 KNOWN = {
     "run.replay": "Redo a run's learner steps from its event log and compare the weights.",
     "run.rhythm": "Show what the policy attended to: preplan tokens and anchors.",
+    "env.make-swe": "Make SWE-bench instances of ordinary packages: one bug each.",
     "train": "Train a model by reinforcement learning, from a recipe.",
     "dashboard": "Show fleet, runs and episodes in a browser.",
     "report": "Write a run into one file: curves, ledger, incidents, recipe.",
 }
 
-EXTRAS = {"report": "dashboard", "run.replay": "train"}
+EXTRAS = {"env.make-swe": "swebench", "report": "dashboard", "run.replay": "train"}
 """Where the extra that a command needs is not called like the command."""
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, build, check and look into environments.")
 
+# Of one step of a known solution, which may run programs.
+STEP_S = 300.0
+
 NameArgument = Annotated[str, typer.Argument(help="Name of the environment.")]
 RuntimeOption = Annotated[
     str, typer.Option(help="auto, docker or bubblewrap: what will run it; only docker needs an image.")
@@ -139,6 +142,14 @@ def check(
         list[str], typer.Option("--action", help="Actions to play in turn; default: those it offers.")
     ] = [],  # noqa: B006 - typer copies it
     quick: Annotated[bool, typer.Option("--quick", help="Build with few tasks if it must be built.")] = False,
+    instances: Annotated[
+        str,
+        typer.Option(metavar="all|N|NAMES", help="Play the known solutions of these tasks, and say what came of them."),
+    ] = "",
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="With --instances: episodes at a time.")] = 4,
+    repeat: Annotated[
+        int, typer.Option(min=1, max=100, help="With --instances: times each; who differs is flaky.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Play an environment twice and see whether it keeps its word.
@@ -150,7 +161,11 @@ def check(
     Examples:
       rock env check alfworld
       rock env check my-env --task level-3 --action left --action right --steps 50
+      rock env check swebench --instances all --repeat 2
     """
+    if instances:
+        _check_instances(name, instances, jobs, repeat, as_json)
+        return
     from rock.cli._checking import check_environment
 
     rows = check_environment(name, task, seed, steps, action, lambda: _build(name, "auto", quick=quick, force=False))
@@ -163,4 +178,29 @@ def check(
             made.add_row(row.name, verdict, f"{row.seconds:.3f}", escape(row.found))
         console().print(made)
     if not all(row.ok for row in rows):
+        raise typer.Exit(1)
+
+
+def _check_instances(name: str, instances: str, jobs: int, repeat: int, as_json: bool) -> None:
+    """One row a task; the exit code is 1 unless every known solution was found to be one, each time."""
+    from rock.cli._verdicts import Played, check_instances
+
+    out = console(stderr=True)
+
+    def on_played(one: Played) -> None:
+        out.print(f"[dim]{escape(one.task)}: {one.verdict}[/]")
+
+    played = check_instances(name, instances, jobs, repeat, STEP_S, on_played)
+    if as_json:
+        print_json([one.plain() for one in played])
+    else:
+        made = table("task", "", "times", "seconds", "found", title=f"environment {name}: its known solutions")
+        for one in played:
+            verdict = f"[green]{one.verdict}[/]" if one.ok else f"[bold red]{one.verdict}[/]"
+            made.add_row(
+                escape(one.task), verdict, f"{one.solved}/{one.times}", f"{one.seconds:.1f}", escape(one.found)
+            )
+        console().print(made)
+        say(f"{sum(one.ok for one in played)} of {len(played)} solved.")
+    if not all(one.ok for one in played):
         raise typer.Exit(1)

@@ -157,8 +157,10 @@ class LeaseService:
             raise
         self.counters.granted += 1
         self.counters.claim_seconds.observe(self._clock.now() - began)
-        every = offer.env.snapshot_every if offer.env is not None else 0
-        return self._view(lease, token).model_copy(update={"snapshot_every": every})
+        if offer.env is None:
+            return self._view(lease, token)
+        declared = {"snapshot_every": offer.env.snapshot_every, "judge": offer.env.judge}
+        return self._view(lease, token).model_copy(update=declared)
 
     def _held_by(self, caller: Caller) -> int:
         return sum(lease.key_id == caller.key_id for lease in self._records) if caller.max_leases else 0

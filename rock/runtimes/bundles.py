@@ -154,6 +154,7 @@ class EnvCatalog:
             cleanup_s=manifest.deadlines.cleanup_s,
             objectives={what.removesuffix("_s"): seconds for what, seconds in manifest.objectives.model_dump().items()},
             snapshot_every=manifest.snapshot.every_steps if manifest.recovery == "snapshot" else 0,
+            judge=manifest.judge,
         )
 
     def tasks(self, name: str, split: str = "") -> list[str]:

@@ -103,6 +103,8 @@ class EnvManifest(_Section):
     description: str = ""
     entry: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
     recovery: Literal["replay", "snapshot", "none"] = "none"
+    judge: Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9._-]*[a-z0-9])?)?$")] = ""
+    """The environment that turns this one's submissions into rewards, in a sandbox of its own."""
     bundle: BundleSection = BundleSection()
     limits: LimitsSection = LimitsSection()
     pool: PoolSection = PoolSection()

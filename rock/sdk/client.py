@@ -55,6 +55,8 @@ from rock.wire.rhythm import EpisodeRhythm, RhythmView
 
 DEFAULT_TIMEOUT_S = 30.0
 EPISODES_PER_REQUEST = 200
+# A judge runs whole test suites in its one step, and says itself what takes too long.
+JUDGE_STEP_S = 600.0
 
 
 class Rock:
@@ -169,6 +171,18 @@ class Rock:
             hedge_reset=hedge_reset,
             reset_times=self._reset_times.setdefault(name, ResetTimes()),
             snapshot_every=snapshot_every,
+            judge=lambda judge, of_task, of_seed: self.env(
+                judge,
+                task=of_task,
+                seed=of_seed,
+                run_id=run_id,
+                wait_s=wait_s,
+                ttl_s=ttl_s,
+                reset_timeout_s=reset_timeout_s,
+                step_timeout_s=max(step_timeout_s, JUDGE_STEP_S),
+                recovery_timeout_s=recovery_timeout_s,
+                labels=labels,
+            ),
             report=lambda env, task, why, ago_s: self.report_task_failure(env, task, why, elapsed_s=ago_s),
         )
 

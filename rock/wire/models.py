@@ -332,6 +332,9 @@ class LeaseView(Message):
     snapshot_every: int = 0
     """How many steps its environment wants between two snapshots; 0: it does not say. Only in the answer to the
     lease's creation."""
+    judge: str = ""
+    """The environment that gives this one's rewards; empty: it gives them itself. Only in the answer to the lease's
+    creation."""
 
 
 # --- one-off work in a sandbox ---------------------------------------------------------------------------------------
@@ -374,6 +377,8 @@ class EnvView(Message):
     build_detail: str = ""
     snapshot_every: int = 0
     """Steps between two snapshots, for one that recovers by them."""
+    judge: str = ""
+    """The environment that judges its submissions, in a sandbox of its own; empty: it gives rewards itself."""
     episode_s: float = 0.0
     """Deadlines the environment declares for a whole episode, its scoring and its clean-up; 0: none."""
     scoring_s: float = 0.0
