@@ -1,4 +1,4 @@
-"""``rock sandbox``: create, list, look into and remove single sandboxes."""
+"""``rock sandbox``: create, list, use, look into and remove single sandboxes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rock.cli import _using
 from rock.cli._evidence import print_view
 from rock.cli._output import JsonOption, console, escape, print_json, say
 from rock.cli.ps import ps
@@ -13,7 +14,7 @@ from rock.cli.ps import ps
 if TYPE_CHECKING:
     from rock.sdk import LeaseView, Rock, SandboxSpec
 
-app = typer.Typer(no_args_is_help=True, help="Create, look into and remove single sandboxes.")
+app = typer.Typer(no_args_is_help=True, help="Create, use, look into and remove single sandboxes.")
 app.command("ls")(ps)
 
 
@@ -135,3 +136,6 @@ def inspect(
         print_json(view)
     else:
         print_view(console(), view)
+
+
+_using.add_to(app)

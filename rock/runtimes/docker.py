@@ -33,6 +33,7 @@ from rock.runtimes import docker_snapshots
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.cgroups import docker_groups, oom_kills_in
 from rock.runtimes.docker_events import EventThread
+from rock.runtimes.image_uses import note_use
 from rock.runtimes.looking import look_at_guest, look_in_groups
 from rock.runtimes.shared import INSIDE, environ_of, guest_argv, prepare, socket_path, user_of
 from rock.wire.models import SandboxSpec
@@ -70,6 +71,7 @@ class DockerRuntime:
     def __init__(self, instance: str, *, node: str = "", home: Path | None = None, base_url: str | None = None) -> None:
         self.instance = instance
         self._labels = {LABEL_INSTANCE: instance, **({LABEL_NODE: node} if node else {})}
+        self._home_dir = home
         self._home = {LABEL_HOME: str(home)} if home else {}
         self._base_url = base_url
         self._client: APIClient | None = None
@@ -177,6 +179,8 @@ class DockerRuntime:
             with contextlib.suppress(DockerException, requests.RequestException):
                 api.remove_container(handle, force=True)
             raise refused_start(spec, error) from error
+        if self._home_dir is not None:
+            note_use(self._home_dir, spec.image)
         return handle
 
     def _stop(self, handle: str) -> None:
