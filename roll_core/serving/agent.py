@@ -169,7 +169,7 @@ class AgentEpisode(Episode):
                 self._over(Completed(self._reward, success))
             elif truncated:
                 self._over(Truncated("environment", self._reward, success))
-            return self._view
+            return {**self._view, "over": self._end is not None}
 
     def _note(self, reward: float, env_s: float, valid: bool) -> None:
         """What an action brought belongs to the latest answer; what was earned before any, to the outcome alone."""

@@ -42,7 +42,8 @@ class AgentTask:
     """What the environment's reset said."""
     info: Mapping[str, Any]
     step: Callable[[Any], Awaitable[dict[str, Any]]]
-    """Acts in the environment. Returns observation, reward, terminated, truncated and info by these names."""
+    """Acts in the environment. Returns observation, reward, terminated, truncated and info by these names,
+    and whether the episode is ``over``."""
 
     def environ(self) -> dict[str, str]:
         """All of it for a program of another process, which asks ``ROCK_EPISODE_URL`` for the rest."""
