@@ -16,21 +16,28 @@ import asyncio
 import gc
 import importlib.util
 import json
+import logging
 import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
 from roll_core.algorithms import POLICY_LOSSES, LossInputs
+from roll_core.algorithms.credit import Credit, Evidence
+from roll_core.algorithms.rhythm import RhythmSettings, rhythm_credit
 from roll_core.engines import SamplingParams
+from roll_core.engines.base import Engine
 from roll_core.engines.torch_engine import TorchEngine
 from roll_core.learners import LearnerConfig
+from roll_core.learners.actor_attn import AttentionReader
+from roll_core.learners.base import Learner
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ModelConfig
 from roll_core.types import TrainBatch
@@ -116,7 +123,7 @@ def train_flops(config: ModelConfig, tokens: int, width: int) -> float:
     return tokens * (6 * parameters(config) + attention)
 
 
-async def _sampled(engine: TorchEngine, size: Size, seed: int) -> tuple[list[list[int]], list[Any]]:
+async def _sampled(engine: Engine, size: Size, seed: int) -> tuple[list[list[int]], list[Any]]:
     rng = random.Random(seed)
     vocab = size.model.vocab
     prompts = [[rng.randrange(vocab) for _ in range(size.prompt)] for _ in range(size.requests)]
@@ -127,14 +134,16 @@ async def _sampled(engine: TorchEngine, size: Size, seed: int) -> tuple[list[lis
     return prompts, list(await asyncio.gather(*jobs))
 
 
-def measure_engine(meter: Meter, size: Size, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+def measure_engine(
+    meter: Meter, size: Size, dtype: torch.dtype, repeats: int, make: Callable[..., Engine] = TorchEngine
+) -> dict[str, Any]:
     """Sampling with continuous batching, loading of weights, and the log-probs against those of float32."""
     meter.forget()
     learner = TorchLearner(CausalLM(size.model), LearnerConfig(loss="tis"), device=str(meter.device))
     weights = learner.weights()
 
     async def main() -> dict[str, Any]:
-        engine = TorchEngine(
+        engine = make(
             size.model, weights, slots=size.requests, max_context=size.prompt + size.new, prefill_tokens=8192,
             device=str(meter.device), dtype=dtype,
         )  # fmt: skip
@@ -182,14 +191,12 @@ def _packed(prompts: list[list[int]], results: list[Any]) -> TrainBatch:
     )
 
 
-def measure_learner(meter: Meter, size: Size, repeats: int) -> dict[str, Any]:
-    """Whole steps: log-probs, loss, backward, clipping, optimizer."""
-    meter.forget()
+def training_batch(size: Size) -> TrainBatch:
     generator = torch.Generator().manual_seed(0)
     shape = (size.rows, size.width)
     mask = torch.ones(shape)
     mask[:, : size.width // 4] = 0
-    batch = TrainBatch(
+    return TrainBatch(
         tokens_BT=torch.randint(0, size.model.vocab, shape, generator=generator),
         mask_BT=mask,
         attention_BT=torch.ones(shape),
@@ -199,9 +206,16 @@ def measure_learner(meter: Meter, size: Size, repeats: int) -> dict[str, Any]:
         rewards_B=torch.zeros(size.rows),
         group_B=torch.zeros(size.rows, dtype=torch.int64),
     )
-    config = LearnerConfig(loss="tis", micro_batch_tokens=2 * size.width)
-    learner = TorchLearner(CausalLM(size.model), config, device=str(meter.device))
-    step_s = meter.seconds(lambda: learner.train_step(batch), repeats)
+
+
+def measure_learner(meter: Meter, size: Size, make: Callable[[CausalLM], Learner], repeats: int) -> dict[str, Any]:
+    """Whole steps: log-probs, loss, backward, clipping, optimizer."""
+    meter.forget()
+    batch, learner = training_batch(size), make(CausalLM(size.model))
+    try:
+        step_s = meter.seconds(lambda: learner.train_step(batch), repeats)
+    finally:
+        learner.close()
     tokens = size.rows * size.width
     flops = train_flops(size.model, tokens, size.width) / step_s
     peak = next((v for name, v in PEAK_BF16_FLOPS.items() if name in device_name(meter.device)), None)
@@ -226,11 +240,85 @@ def measure_losses(meter: Meter, size: Size, repeats: int) -> dict[str, float]:
     def run(name: str) -> None:
         POLICY_LOSSES[name](LossInputs(*inputs)).backward()  # type: ignore[no-untyped-call]
 
-    return {name: round(1e3 * meter.seconds(lambda n=name: run(n), 5 * repeats), 3) for name in POLICY_LOSSES}
+    return {name: round(1e3 * meter.seconds(partial(run, name), 5 * repeats), 3) for name in POLICY_LOSSES}
+
+
+def measure_rhythm(meter: Meter, size: Size, repeats: int) -> dict[str, float]:
+    """Milliseconds to read attention, and to turn it into credit, for one response of ``size.tokens`` tokens."""
+    meter.forget()
+    config = replace(size.model, max_context=size.tokens)
+    settings = RhythmSettings()
+    reader = AttentionReader(CausalLM(config), settings, shared=False, device=str(meter.device))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, config.vocab, (1, size.tokens), generator=generator)
+    mask = torch.ones(1, size.tokens)
+    mask[:, : size.tokens // 8] = 0
+    rhythm = reader.attended(tokens, mask).rhythm
+    credit, transform = Credit(mask.clone(), mask.clone()), rhythm_credit(settings)
+    evidence = Evidence(mask, waad_BT=rhythm.waad_BT, fai_BT=rhythm.fai_BT, generator=generator)
+    found: dict[str, Any] = {
+        "read_ms": round(1e3 * meter.seconds(lambda: reader.attended(tokens, mask), repeats), 2),
+        "credit_ms": round(1e3 * meter.seconds(lambda: transform(credit, evidence), repeats), 2),
+        "tokens": size.tokens,
+        "peak_gib": meter.peak_gib(),
+    }
+    return found
+
+
+def measure_ray(size: Size) -> dict[str, float]:
+    """A model's weights in bfloat16 through Ray's object store, as placement on Ray hands them on."""
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        weights = torch.zeros(parameters(size.model), dtype=torch.bfloat16).view(torch.uint8).numpy()
+        begin = time.perf_counter()
+        handle = ray.put(weights)
+        put_s = time.perf_counter() - begin
+        begin = time.perf_counter()
+        ray.get(handle)
+        return {"put_s": round(put_s, 3), "get_s": round(time.perf_counter() - begin, 4), "bytes": weights.nbytes}
+    finally:
+        ray.shutdown()
 
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+def choose_parts(size: Size, meter: Meter, repeats: int) -> dict[str, Callable[[], object]]:
+    """What is measured, by name; what is not installed is left out."""
+    device, micro = str(meter.device), 2 * size.width
+
+    def plain(dtype: Literal["float32", "bfloat16"]) -> Callable[[CausalLM], Learner]:
+        config = LearnerConfig(loss="tis", micro_batch_tokens=micro, dtype=dtype)
+        return lambda model: TorchLearner(model, config, device=device)
+
+    def megatron(model: CausalLM) -> Learner:
+        from roll_core.learners.megatron.learner import MegatronLearner
+
+        return MegatronLearner(model, LearnerConfig(loss="tis", micro_batch_tokens=micro), device=device)
+
+    def vllm() -> object:
+        from roll_core.engines.vllm_engine import VllmEngine
+
+        return measure_engine(meter, size, torch.bfloat16, repeats, VllmEngine)
+
+    parts: dict[str, tuple[str, Callable[[], object]]] = {
+        "engine_bf16": ("torch", lambda: measure_engine(meter, size, torch.bfloat16, repeats)),
+        "engine_fp32": ("torch", lambda: measure_engine(meter, size, torch.float32, repeats)),
+        "learner_bf16": ("torch", lambda: measure_learner(meter, size, plain("bfloat16"), repeats)),
+        "learner_fp32": ("torch", lambda: measure_learner(meter, size, plain("float32"), repeats)),
+        "loss_ms": ("torch", lambda: measure_losses(meter, size, repeats)),
+        "rhythm": ("torch", lambda: measure_rhythm(meter, size, repeats)),
+        "engine_vllm": ("vllm", vllm),
+        "learner_megatron": ("megatron.core", lambda: measure_learner(meter, size, megatron, repeats)),
+        "ray": ("ray", lambda: measure_ray(size)),
+    }
+    return {name: part for name, (needs, part) in parts.items() if _installed(needs)}
+
+
+OPTIONAL = ("vllm", "ray", "megatron.core")
 
 
 def main() -> None:
@@ -238,6 +326,7 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="shape of the model and of the batches")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--only", default="", help="only the parts whose name begins so, e.g. engine")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -250,17 +339,14 @@ def main() -> None:
         "size": options.size,
         "parameters": parameters(size.model),
     }
-    parts: dict[str, Callable[[], object]] = {
-        "engine_bf16": lambda: measure_engine(meter, size, torch.bfloat16, repeats),
-        "engine_fp32": lambda: measure_engine(meter, size, torch.float32, repeats),
-        "learner_fp32": lambda: measure_learner(meter, size, repeats),
-        "loss_ms": lambda: measure_losses(meter, size, repeats),
-    }
+    parts = choose_parts(size, meter, repeats)
     for name, part in parts.items():
+        if not name.startswith(options.only):
+            continue
         begin = time.perf_counter()
         report[name] = part()
         print(f"{name:14} {report[name]}  ({time.perf_counter() - begin:.0f} s)", file=sys.stderr, flush=True)
-    report["missing"] = [n for n in ("vllm", "ray", "megatron.core") if not _installed(n)]
+    report["missing"] = [name for name in OPTIONAL if not _installed(name)]
     print(json.dumps(report))
 
 
