@@ -13,8 +13,9 @@ class Agent(Section):
     """The program that plays an episode, where `rollout.source` is `agent`; see docs/agents.md."""
 
     command: tuple[str, ...] = ()
-    """Program and arguments, started anew for each episode on the trainer's machine. No shell is involved. An exit
-    status other than 0 makes the episode void, unless it was over already or a limit was reached."""
+    """Program and arguments, started anew for each episode on the trainer's machine. No shell is involved.
+    `{agents}` in an argument stands for the folder of the programs that come with the trainer. An exit status other
+    than 0 makes the episode void, unless it was over already or a limit was reached."""
     entry: str = ""
     """Instead of `command`: a coroutine function as `module:function`, called in the trainer's process for each
     episode."""

@@ -20,6 +20,10 @@ from typing import Any, Protocol
 
 from roll_core.errors import RecipeError
 
+AGENTS_MARK = "{agents}"
+AGENTS = Path(__file__).with_name("agents")
+"""Programs that come with the trainer, see there."""
+
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 _TAIL_BYTES = 4096
 _END_S = 3.0
@@ -90,7 +94,7 @@ class Command:
         """Raises RecipeError when there is no such program."""
         if shutil.which(argv[0], path=environ.get("PATH")) is None:
             raise RecipeError(f"agent.command: there is no program {argv[0]!r} to be executed.")
-        self._argv = tuple(argv)
+        self._argv = tuple(argument.replace(AGENTS_MARK, str(AGENTS)) for argument in argv)
         self._environ = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(environ)
 
     async def play(self, task: AgentTask) -> str:

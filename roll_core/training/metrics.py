@@ -59,6 +59,8 @@ class RolloutMeter:
     generate_s: float = 0.0
     env_s: float = 0.0
     recoveries: int = 0
+    side_tokens: int = 0
+    """Of ``tokens``, those in no turn: branches that agents left."""
     longest_s: float = 0.0
     """The longest episode, its environment included."""
     latency_s: list[float] = field(default_factory=list)
@@ -74,6 +76,7 @@ class RolloutMeter:
         self.reward += trajectory.outcome.reward
         self.turns += len(trajectory.turns)
         self.tokens += trajectory.spent_tokens
+        self.side_tokens += trajectory.side_tokens
         self.generate_s += sum(t.generate_s for t in trajectory.turns)
         env_s = sum(t.env_s for t in trajectory.turns)
         self.env_s += env_s
@@ -93,6 +96,7 @@ class RolloutMeter:
                 "rollout/reward": self.reward / self.counted,
                 "rollout/turns": self.turns / self.counted,
                 "rollout/tokens": self.tokens / self.counted,
+                "rollout/side_tokens": self.side_tokens / self.counted,
                 "rollout/generate_s": self.generate_s / self.counted,
                 "rollout/env_s": self.env_s / self.counted,
                 "rollout/longest_s": self.longest_s,
