@@ -10,6 +10,7 @@ Only the learner's own processes enter it.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,6 +81,7 @@ def cuda_or_cpu(device: str = "cpu") -> Iterator[torch.device]:
 _LASTING = contextlib.ExitStack()
 
 
+@functools.cache
 def cuda_or_cpu_for_good(device: str) -> torch.device:
-    """The same until the process ends, for a process that does nothing else."""
+    """The same until the process ends, for a process that does nothing else. Entered once, however often called."""
     return _LASTING.enter_context(cuda_or_cpu(device))

@@ -133,6 +133,6 @@ def _mark_shards(model: GPTModel, config: ModelConfig, layout: Layout) -> None:
     it takes for copies only the first rank's gradient counts in the norm."""
     columns = {entry.name: entry.kind == "columns" for entry in entries(config, layout) if entry.kind != "whole"}
     for name, parameter in model.named_parameters():
-        if name in columns or name == HEAD_COPY:
+        if (name in columns or name == HEAD_COPY) and not hasattr(parameter, "tensor_model_parallel"):  # biases have it
             dim = 1 if columns.get(name) else 0
             set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)

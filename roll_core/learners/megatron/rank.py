@@ -47,11 +47,12 @@ class RankLearner:
     def __init__(self, spec: Spec, tensors: dict[str, Tensor], device: torch.device) -> None:
         self.spec, self.config, self.device = spec, spec.learner, device
         layout = spec.layout
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=layout.tensor,
-            pipeline_model_parallel_size=layout.pipeline,
-            create_gloo_process_groups=False,
-        )
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=layout.tensor,
+                pipeline_model_parallel_size=layout.pipeline,
+                create_gloo_process_groups=False,
+            )
         self.shards = Shards(spec)
         self.last = parallel_state.is_pipeline_last_stage()
         self.model, self.positions = self._network(tensors)

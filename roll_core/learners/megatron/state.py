@@ -74,7 +74,7 @@ class Shards:
             for name, tensor in zip(entry.sources, self._joined(entry, local, shapes), strict=True):
                 if dist.get_rank() == 0:
                     whole[name] = tensor.to("cpu", copy=True).contiguous()
-        return whole
+        return {name: whole[name] for name in shapes if name in whole}  # the order in which torch numbers them
 
     def _joined(self, entry: Entry, local: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
         """Join the shards where they are, then tell the other stages."""
