@@ -103,7 +103,7 @@ class SweEnv(SnapshotEnv):
         """
         script = f"git add -A && git -c core.fileMode=false diff --binary --cached {self._base}"
         # An index of its own: the agent's stays as it is.
-        environ = f"cp .git/index /tmp/.index 2>/dev/null; export GIT_INDEX_FILE=/tmp/.index; {script}"
+        environ = f"export GIT_INDEX_FILE=$(mktemp -u); {script}; code=$?; rm -f $GIT_INDEX_FILE; exit $code"
         ran = testbed.run(["bash", "-c", environ], cwd=self._root, timeout_s=60.0, max_bytes=2 * MAX_PATCH_BYTES)
         whole = ran.exit_code == 0 and len(ran.output.encode()) <= MAX_PATCH_BYTES
         return ran.output if whole else ""

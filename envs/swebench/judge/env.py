@@ -33,9 +33,10 @@ _PR_SET_DUMPABLE = 4
 class JudgeEnv(Env):
     """Tasks: instance ids. Options of ``reset``: ``tests_s`` (seconds the tests may take)."""
 
-    def __init__(self, data: str | Path | None = None, root: Path = testbed.ROOT) -> None:
+    def __init__(self, data: str | Path | None = None, root: Path = testbed.ROOT, scratch: Path = Path("/tmp")) -> None:
         self._data = Path(data or os.environ.get("ROCK_ENV_DATA") or ".")
         self._root = root
+        self._scratch = scratch
         self._row: Row | None = None
         self._tests_s = TESTS_S
         # Tested code runs as the same user: it must not look into this process, nor write to it.
@@ -73,7 +74,7 @@ class JudgeEnv(Env):
 
     def _apply(self, patch: str) -> str:
         """Why it does not apply; empty if it did."""
-        file = Path("/tmp/patch.diff")
+        file = self._scratch / "patch.diff"
         file.write_text(patch, encoding="utf-8", errors="surrogateescape")
         reason = ""
         for attempt, argv in enumerate(_APPLY):
@@ -86,7 +87,7 @@ class JudgeEnv(Env):
         return reason
 
     def _verdict(self, row: Row, patch: str) -> Verdict:
-        script = Path("/tmp/eval.sh")
+        script = self._scratch / "eval.sh"
         script.write_text(with_exit_code(row.eval_script), encoding="utf-8")
         ran = testbed.run(["bash", str(script)], cwd=self._root, timeout_s=self._tests_s, max_bytes=MAX_LOG_BYTES)
         if START_MARKER not in ran.output:

@@ -96,7 +96,7 @@ async def _of_package(
 
     tree = await asyncio.to_thread(fetch, package, work / package.name)
     suite = Suite(tree, work / "site", seed)
-    rows = []
+    rows: list[dict[str, object]] = []
     async with Rock(url) as rock:
         async for mutant, found in suite.effects(rock, count, jobs, say):
             number = len(rows) + 1

@@ -65,11 +65,13 @@ def test_an_instance_fails_something_keeps_something_and_loses_nothing(clean: di
 
 
 def test_a_bug_that_nobody_notices_or_that_breaks_everything_is_none():
-    clean = {name: "PASSED" for name in "abc"}
+    clean = dict.fromkeys("abc", "PASSED")
     assert effect(clean, clean, {}) is None
-    assert effect(clean, {name: "FAILED" for name in "abc"}, {}) is None
+    assert effect(clean, dict.fromkeys("abc", "FAILED"), {}) is None
     assert effect(clean, {}, {}) is None
-    assert effect(clean, {**clean, "b": "FAILED"}, {"b": "boom", "c": "no"}) == Effect(("b",), ("a", "c"), {"b": "boom"})
+    assert effect(clean, {**clean, "b": "FAILED"}, {"b": "boom", "c": "no"}) == Effect(
+        ("b",), ("a", "c"), {"b": "boom"}
+    )
 
 
 def test_names_that_the_parser_cut_are_left_out():

@@ -9,12 +9,23 @@ from hypothesis import strategies as st
 from envs.swebench.judge.patches import files_of, is_protected, judged
 
 names = st.sampled_from(
-    ["src/a.py", "pkg/b.py", "tests/test_a.py", "conftest.py", "pkg/conftest.py", "pytest.ini", "pytest.py", "README.md"]
+    [
+        "src/a.py",
+        "pkg/b.py",
+        "tests/test_a.py",
+        "conftest.py",
+        "pkg/conftest.py",
+        "pytest.ini",
+        "pytest.py",
+        "README.md",
+    ]
 )
 
 
 def section(path: str, line: str = "x = 1") -> str:
-    return f"diff --git a/{path} b/{path}\nindex 1..2 100644\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-{line}\n+{line}0\n"
+    return (
+        f"diff --git a/{path} b/{path}\nindex 1..2 100644\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-{line}\n+{line}0\n"
+    )
 
 
 @given(st.lists(names, max_size=6, unique=True))
@@ -54,11 +65,15 @@ def test_a_file_moved_into_place_of_a_test_is_left_out():
 
 
 def test_patches_without_git_headers_are_taken_apart_too():
-    plain = "--- a/conftest.py\n+++ b/conftest.py\n@@ -0,0 +1 @@\n+x\n--- a/src/a.py\n+++ b/src/a.py\n@@ -1 +1 @@\n-a\n+b\n"
+    plain = (
+        "--- a/conftest.py\n+++ b/conftest.py\n@@ -0,0 +1 @@\n+x\n--- a/src/a.py\n+++ b/src/a.py\n@@ -1 +1 @@\n-a\n+b\n"
+    )
     assert judged(plain).left_out == ("conftest.py",)
     assert files_of(judged(plain).patch) == ["src/a.py"]
 
 
 def test_a_quoted_name_does_not_get_past():
-    quoted = 'diff --git "a/tests/t\\303\\251.py" "b/tests/t\\303\\251.py"\n--- /dev/null\n+++ "b/tests/t\\303\\251.py"\n'
+    quoted = (
+        'diff --git "a/tests/t\\303\\251.py" "b/tests/t\\303\\251.py"\n--- /dev/null\n+++ "b/tests/t\\303\\251.py"\n'
+    )
     assert judged(quoted).patch == ""

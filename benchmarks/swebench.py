@@ -1,0 +1,176 @@
+"""``python -m benchmarks.swebench --data DIR [--quick] [--jobs N]``: whether the judge of swebench can be believed.
+
+Plays every instance of DIR (as ``rock env make-swe`` writes it) three times through the trainer's own episodes, in
+Docker sandboxes: the reference solution, an empty submission, and one that leaves the bug and tampers with the tests.
+Expected are 100, 0 and 0 % resolved and no void episode; anything else is exit code 1. ``--quick``: six instances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measuring import home, machine, platform
+from envs.swebench.prepare import expert_actions
+from rock.domain.outcome import Completed
+from rock.sdk import Rock
+from roll_core.engines.base import EngineStats, SamplingParams
+from roll_core.rollout.episode import EpisodeLimits, Player
+from roll_core.rollout.prompting import Response
+from roll_core.rollout.sessions import SdkSessions
+from roll_core.rollout.work import EpisodeSpec
+from roll_core.types import Generation, Trajectory, Weights
+
+TAMPERING = """mkdir -p tests && cat > conftest.py <<'EOF'
+import pytest
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    outcome.get_result().outcome = "passed"
+EOF
+cp conftest.py tests/conftest.py
+cp conftest.py sitecustomize.py
+printf '[pytest]\\naddopts = --co\\n' > pytest.ini
+printf 'import sys\\nprint("PASSED everything")\\nsys.exit(0)\\n' > pytest.py
+find . -name 'test_*.py' -exec sh -c 'printf "def test_all():\\n    pass\\n" > "$1"' _ {} \\;
+git add -A && git commit -qm 'all tests pass' """
+"""Hooks that turn failures into successes, another pytest, settings that run nothing, tests that test nothing."""
+
+EXPECTED = {"gold": 1.0, "empty": 0.0, "tampering": 0.0}
+
+
+class ScriptedEngine:
+    """Samples the next action of the episode's plan, a token a byte, whatever the prompt is."""
+
+    def __init__(self, plans: Mapping[str, Sequence[str]]) -> None:
+        self._plans = plans
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def abort(self, request_id: str) -> None:
+        pass
+
+    def release(self, session: str) -> None:
+        pass
+
+    async def load_weights(self, weights: Weights) -> None:
+        pass
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0, 0, 0, 0, 0, 1, 0.0)
+
+    async def generate(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, *, session: str = ""
+    ) -> Generation:
+        episode, _, turn = request_id.rpartition("/")
+        ids = tuple(self._plans[episode][int(turn)].encode())
+        return Generation(ids, (0.0,) * len(ids), (0,) * len(ids), "stop")
+
+
+class BytesPrompter:
+    """A token is a byte of the text."""
+
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    def opening(self, observation: Any, info: Mapping[str, Any]) -> list[int]:
+        return list(str(observation).encode())
+
+    def following(self, observation: Any, info: Mapping[str, Any], sampled: Sequence[int]) -> list[int]:
+        return list(str(observation).encode())
+
+    def parse(self, sampled: Sequence[int]) -> Response:
+        text = bytes(sampled).decode()
+        return Response(text, text)
+
+    def demonstrate(self, action: str) -> list[int]:
+        return list(action.encode())
+
+
+def plans_of(rows: Sequence[Any]) -> dict[str, tuple[str, list[str]]]:
+    """(instance, actions) by episode, for every arm of every row."""
+    plans: dict[str, tuple[str, list[str]]] = {}
+    for row in rows:
+        plans[f"gold/{row.instance_id}"] = (row.instance_id, expert_actions(row))
+        plans[f"empty/{row.instance_id}"] = (row.instance_id, ["submit"])
+        plans[f"tampering/{row.instance_id}"] = (row.instance_id, [TAMPERING, "submit"])
+    return plans
+
+
+async def play(rock: Rock, plans: Mapping[str, tuple[str, list[str]]], jobs: int) -> dict[str, Trajectory]:
+    """Every plan as an episode of the trainer, ``jobs`` at a time."""
+    sessions = SdkSessions(
+        rock, "swebench", run_id="", wait_s=600, ttl_s=60, reset_s=120, step_s=600, recovery_s=120
+    )  # fmt: skip
+    limits = EpisodeLimits(
+        max_turns=10, max_tokens_per_turn=1 << 20, max_context_tokens=1 << 24, open_s=900, reset_s=120, step_s=900,
+        generate_s=60, episode_s=2400,
+    )  # fmt: skip
+    engine = ScriptedEngine({episode: actions for episode, (_, actions) in plans.items()})
+    player = Player("swebench", {}, sessions, engine, BytesPrompter(), SamplingParams(1 << 20), limits)
+    places = asyncio.Semaphore(jobs)
+
+    async def one(episode: str, task: str) -> Trajectory:
+        async with places:
+            spec = EpisodeSpec(episode, "g", task, seed=0, sampling_seed=0, init_version=0)
+            return await player.episode(spec).play()
+
+    played = await asyncio.gather(*(one(episode, task) for episode, (task, _) in plans.items()))
+    return dict(zip(plans, played, strict=True))
+
+
+def report(played: Mapping[str, Trajectory]) -> dict[str, Any]:
+    """By arm: episodes, share resolved, void ones, and those that came out otherwise than expected."""
+    arms: dict[str, Any] = {}
+    for arm, expected in EXPECTED.items():
+        of_arm = {episode: t for episode, t in played.items() if episode.startswith(f"{arm}/")}
+        resolved = {e for e, t in of_arm.items() if isinstance(t.outcome, Completed) and t.outcome.success}
+        void = {e: str(t.outcome) for e, t in of_arm.items() if not isinstance(t.outcome, Completed)}
+        wrong = sorted(e for e in of_arm if (e in resolved) != bool(expected))
+        share = len(resolved) / max(1, len(of_arm))
+        arms[arm] = {"episodes": len(of_arm), "resolved": share, "void": void, "unexpected": wrong}
+    return arms
+
+
+async def measure(url: str, rows: Sequence[Any], jobs: int) -> dict[str, Any]:
+    async with Rock(url) as rock:
+        began = time.monotonic()
+        played = await play(rock, plans_of(rows), jobs)
+        return {"arms": report(played), "elapsed_s": round(time.monotonic() - began, 1), "machine": machine()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    from envs.swebench.judge.prepare import instances
+    from rock.runtimes.building import build_environment
+    from rock.runtimes.bundles import EnvCatalog
+
+    parser = argparse.ArgumentParser(prog="benchmarks.swebench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="directory that `rock env make-swe --out` wrote")
+    parser.add_argument("--quick", action="store_true", help="six instances")
+    parser.add_argument("--jobs", type=int, default=2, help="episodes at a time")
+    args = parser.parse_args(argv)
+    os.environ["SWEBENCH_DATA"] = str(args.data.absolute())
+    with home() as place:
+        for name in ("swebench", "swebench-judge"):
+            build_environment(EnvCatalog(place), name, quick=args.quick, force=True)
+        with platform(place, runtime="docker", capacity=3 * args.jobs + 4, pools={}) as url:
+            rows = instances(args.data, quick=args.quick)
+            result = asyncio.run(measure(url, rows, args.jobs))
+    sys.stdout.write(json.dumps({"instances": len(rows), **result}, indent=1) + "\n")
+    return int(any(arm["unexpected"] or arm["void"] for arm in result["arms"].values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
