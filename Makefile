@@ -16,13 +16,13 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 ARGS ?=
 export PYTHON TORCH
 
-.PHONY: help demo test test-slow lint types fmt install install-test docker system bench down clean
+.PHONY: help demo test test-slow lint types fmt install install-test docker system bench screenshots down clean
 
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  ARGS='...'       more arguments for demo, test, test-slow, bench: make demo ARGS='--seeds 0,1,2 --down'"
+	@echo "  ARGS='...'       more arguments for demo, test, test-slow, bench, screenshots: make demo ARGS='--seeds 0,1,2 --down'"
 	@echo "  RECIPE=$(RECIPE)   what make demo trains"
 	@echo "  JOBS=$(JOBS)           tests at once"
 	@echo "  TORCH='$(TORCH)'   what pip installs first; may hold options of pip"
@@ -65,6 +65,10 @@ fmt: install-test ## format and mend what can be mended
 
 bench: system install-test ## the benchmarks, quick versions; each prints JSON
 	@for b in $$($(BIN)/python -m benchmarks); do echo "== $$b"; $(RUN) benchmarks.$$b --quick $(ARGS) || exit 1; done
+
+screenshots: ## pictures of the page of the platform that runs here, into docs/img
+	@tools/ensure-system.sh chromium:chromium
+	@$(RUN) dashboard.screenshots --out docs/img $(ARGS)
 
 down: ## stop the platform, the dashboard and every sandbox
 	@[ ! -x $(BIN)/rock ] || $(BIN)/rock dashboard --stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,6 +17,7 @@ from dashboard.worktime import Price, Spent, worker_hours
 from rock.sdk import LedgerState
 
 _ROW_PX = 34
+_ROOM = timedelta(minutes=1)  # beside the first and the last mark, so that two of one second are no whole axis
 _ENDED_WITH_RESULT = (LedgerState.TRAINED, LedgerState.FILTERED, LedgerState.STALE, LedgerState.EVALUATED)
 
 
@@ -203,7 +205,13 @@ def incident_figure(found: Sequence[Incident], theme: Theme, height: int = 210) 
             customdata=[[i.what, text.duration(i.recovered_s)] for i in some],
             hovertemplate=f"%{{customdata[0]}}: {meaning}; recovered in %{{customdata[1]}}<extra></extra>",
         )
-    figure.update_layout(hovermode="closest", height=max(height, 110 + _ROW_PX * len({i.cause for i in found})))
+    figure.update_layout(
+        showlegend=True, hovermode="closest", height=max(height, 110 + _ROW_PX * len({i.cause for i in found}))
+    )
+    times = [text.utc(i.at) for i in found]
+    if times:
+        room = max(_ROOM, (max(times) - min(times)) / 20)
+        figure.update_xaxes(range=[min(times) - room, max(times) + room])
     figure.update_xaxes(rangemode="normal", type="date", showgrid=True)
     figure.update_yaxes(type="category")
     return figure

@@ -99,6 +99,33 @@ def scene() -> Iterator[Scene]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture
+def keyed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A platform with keys, and a dashboard that was given one which may only read."""
+    from dashboard import server
+
+    home = Path(tempfile.mkdtemp(prefix="rt-"))
+    platform = FakePlatform(home)
+    monkeypatch.setenv("ROCK_HOME", str(home / "dash"))
+    monkeypatch.delenv("ROCK_URL", raising=False)
+    monkeypatch.delenv("ROCK_KEY", raising=False)
+    try:
+        platform.start()
+        with RockSync(platform.url) as rock:
+            admin = rock.create_key("boss", scope="admin").secret
+        with RockSync(platform.url, key=admin) as rock:
+            monkeypatch.setenv("ROCK_KEY", rock.create_key("wall", scope="read").secret)
+            lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600))
+        child, served = server.start("127.0.0.1", 0, platform.url)
+        try:
+            yield Scene(platform, served.url, "", [lease.sandbox_id], "")
+        finally:
+            server.end(child)
+    finally:
+        platform.kill()
+        shutil.rmtree(home, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     from dashboard.screenshots import browser

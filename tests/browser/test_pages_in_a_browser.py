@@ -60,7 +60,7 @@ def test_run_says_how_it_goes_and_draws_the_curves(visit, scene):
     assert re.search(r"step\s+120\s+of 200, 4\.0 s each", tiles)
     legend = page.locator(".stPlotlyChart").first.locator(".legendtext").all_text_contents()
     assert {"success rate", "mean reward", "void rate", "held-out success"} <= set(legend)
-    assert page.locator(".stPlotlyChart").count() == 9
+    assert page.locator(".stPlotlyChart").count() == 14
     ledger = page.locator(".rk-ledger").inner_text()
     assert re.search(r"dispatched\s+400\s+100%", ledger)
     assert re.search(r"void\s+something broke; replaced, never trained on\s+10\s+2\.5%", ledger)
@@ -126,7 +126,7 @@ def test_void_episodes_are_found_and_say_that_they_count_for_nothing(visit, scen
 
 
 @pytest.mark.parametrize("visit", [NARROW], indirect=True)
-@pytest.mark.parametrize("name", ["fleet", "run", "episode", "rhythm"])
+@pytest.mark.parametrize("name", ["morning", "fleet", "run", "compare", "incidents", "episode", "rhythm"])
 def test_a_narrow_screen_scrolls_in_one_direction_only(visit, scene, name):
     page = go(visit, scene, name)
     too_wide = page.evaluate(
