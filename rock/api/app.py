@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
@@ -18,11 +16,12 @@ from rock.api.quarantine_routes import quarantine_router
 from rock.api.rules import permit
 from rock.api.run_routes import run_router
 from rock.control.control import Control
+from rock.wire.secrets import secret
 
 
 def create_app(control: Control, *, key: str | None = None) -> FastAPI:
-    """``key``: the owner's, good for everything; None takes ``ROCK_KEY``. Empty: a key is asked for only if some were
-    made (``rock key create``)."""
+    """``key``: the owner's, good for everything; None takes ``ROCK_KEY``, or what the file named by ``ROCK_KEY_FILE``
+    holds. Empty: a key is asked for only if some were made (``rock key create``)."""
     app = FastAPI(
         title="ROCK",
         summary="Sandboxes for agents: leased, supervised, single-use.",
@@ -31,7 +30,7 @@ def create_app(control: Control, *, key: str | None = None) -> FastAPI:
         dependencies=[Depends(permit)],
     )
     app.state.control = control
-    app.state.key = _owners(control, os.environ.get("ROCK_KEY", "") if key is None else key)
+    app.state.key = _owners(control, secret("ROCK_KEY") if key is None else key)
     app.state.reachable = False  # whether others than this machine reach it; the server knows
     problems.install(app)
     openapi.install(app)

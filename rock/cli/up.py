@@ -62,13 +62,16 @@ def up(
       rock up -d --nodes 4
       rock up -d --ray 10.0.0.1:6379
       rock up --port 8000 --runtime bubblewrap --home /data/rock
-      ROCK_KEY=$(cat key) rock up -d --host 0.0.0.0
+      ROCK_KEY_FILE=key rock up -d --host 0.0.0.0
+      ROCK_DATABASE_PASSWORD_FILE=password rock up -d --database postgresql://rock@db.example.org/rock
       rock key create me --scope admin && rock down && rock up -d --host 0.0.0.0
     """
     from rock.cli import _daemon
     from rock.cli._guardian import GUARDIAN_ENV
     from rock.cli._settings import Settings
     from rock.sdk.home import rock_home
+    from rock.store.database import with_password
+    from rock.wire.secrets import secret
 
     pools = _pools(pool)
     if runtime not in RUNTIMES:
@@ -82,7 +85,7 @@ def up(
         host=host,
         port=port,
         runtime=runtime,
-        database=database,
+        database=with_password(database, secret("ROCK_DATABASE_PASSWORD")),
         capacity=capacity,
         pools=pools,
         nodes=nodes,
@@ -128,7 +131,9 @@ def _pools(items: list[str]) -> dict[str, int]:
 
 def _refuse_open_door(settings: Settings) -> None:
     """Before anything is started; the server, which looks again, would say the same seconds later."""
-    if settings.host in LOOPBACK or os.environ.get("ROCK_KEY"):
+    from rock.wire.secrets import secret
+
+    if settings.host in LOOPBACK or secret("ROCK_KEY"):
         return
     from rock.cli._keys import admin_keys
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Self
@@ -52,6 +51,7 @@ from rock.wire.models import (
     TaskList,
 )
 from rock.wire.rhythm import EpisodeRhythm, RhythmView
+from rock.wire.secrets import secret
 
 DEFAULT_TIMEOUT_S = 30.0
 EPISODES_PER_REQUEST = 200
@@ -74,7 +74,7 @@ class Rock:
     Args:
         url: address of the platform. Default: ``ROCK_URL``, else the platform that runs from ``$ROCK_HOME``; where
             that is not set, the one that runs from ``~/.rock``, else http://127.0.0.1:7625.
-        key: API key. Default: ``ROCK_KEY``.
+        key: API key. Default: ``ROCK_KEY``, else what the file named by ``ROCK_KEY_FILE`` holds.
         timeout_s: how long the platform may take for one request.
         retry_s: for how long a platform that cannot be reached is tried again. Default: 30 s if it has answered before,
             or its guardian runs here and starts it again; else 3 s.
@@ -94,7 +94,7 @@ class Rock:
         retry_s: float | None = None,
     ) -> None:
         self.url = resolve_url(url)
-        key = os.environ.get("ROCK_KEY", "") if key is None else key
+        key = secret("ROCK_KEY") if key is None else key
         known = comes_back(self.url)
         self._transport = Transport(self.url, key, timeout_s=timeout_s, retry_s=retry_s, known=known)
         self._reset_times: dict[str, ResetTimes] = {}

@@ -77,7 +77,7 @@ def database_url(text: str, home: Path) -> URL:
         return URL.create("sqlite+aiosqlite", database=str(Path(text).expanduser()))
     try:
         url = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # a port that is no number
         raise InvalidRequest(
             "the database URL cannot be read", hint="postgresql://user@host/name or a path."
         ) from error
@@ -86,6 +86,17 @@ def database_url(text: str, home: Path) -> URL:
     if backend not in drivers:
         raise InvalidRequest(f"unknown kind of database {backend!r}", hint="Use sqlite or postgresql.")
     return url.set(drivername=drivers[backend])
+
+
+def with_password(text: str, password: str) -> str:
+    """The same database, with ``password`` where ``text`` is a URL that has none."""
+    if not password or "://" not in text:
+        return text
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        return text  # whoever opens it says what is wrong
+    return text if url.password else url.set(password=password).render_as_string(hide_password=False)
 
 
 def storage_error(error: BaseException, where: str) -> StorageError:
