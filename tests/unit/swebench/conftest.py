@@ -73,7 +73,7 @@ def made() -> Iterator[Path]:
 
 
 @pytest.fixture
-def bed(made: Path, tmp_path: Path) -> Iterator[Bed]:
+def bed(made: Path, tmp_path: Path) -> Bed:
     """Both environments over a directory of their own in the place of /testbed."""
     data, root = tmp_path / "made", tmp_path / "testbed"
     root.mkdir()
@@ -91,4 +91,4 @@ def bed(made: Path, tmp_path: Path) -> Iterator[Bed]:
     judge_side.prepare(tmp_path / "judge", data)
     agent = SweEnv(tmp_path / "agent" / "data", root)
     judge = JudgeEnv(tmp_path / "judge" / "data", root, scratch=tmp_path)
-    yield Bed(row, root, agent, judge)
+    return Bed(row, root, agent, judge)

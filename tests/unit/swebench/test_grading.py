@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.swebench.judge.grading import END_MARKER, START_MARKER, grade, parsers, statuses, with_exit_code
-from envs.swebench.judge.rows import Row, RowError, parse_row
+from envs.swebench.judge.rows import RowError, parse_row
 
 ROW = parse_row(
     {
@@ -90,9 +90,7 @@ def test_a_script_without_markers_stays_as_it_is():
     assert with_exit_code("echo hello\n") == "echo hello\n"
 
 
-def test_a_row_written_for_the_judge_reads_back(row: Row = ROW):
-    from dataclasses import asdict
-
-    fields: dict[str, Any] = json.loads(json.dumps(asdict(row)))
+def test_a_row_written_for_the_judge_reads_back():
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(ROW)))
     fields["FAIL_TO_PASS"], fields["PASS_TO_PASS"] = fields.pop("fail_to_pass"), fields.pop("pass_to_pass")
-    assert parse_row(fields) == row
+    assert parse_row(fields) == ROW
