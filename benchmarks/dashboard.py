@@ -237,7 +237,11 @@ class Traffic:
 
     def _follow(self, socket: Any) -> None:
         socket.on("framesent", lambda _: self.rounds.append([time.perf_counter()]))
-        socket.on("framereceived", lambda _: self.rounds and self.rounds[-1].append(time.perf_counter()))
+        socket.on("framereceived", self._answered)
+
+    def _answered(self, _: object) -> None:
+        if self.rounds:
+            self.rounds[-1].append(time.perf_counter())
 
     def took(self) -> list[float]:
         """Of every question that was answered; the last one may still be under way."""

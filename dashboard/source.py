@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -76,6 +77,8 @@ class Source:
         self._url = url
         self._rock: Rock | None = None
         self._remembered: OrderedDict[object, _Remembered] = OrderedDict()
+        self._under_way: dict[object, tuple[float, Future[Any]]] = {}
+        """Begun ahead of being read."""
         self._lock = threading.Lock()
         self._down_since: datetime | None = None
         self._down_error: RockError | None = None
@@ -93,11 +96,27 @@ class Source:
             if entry.known and self._down_error is None and now_s - entry.at_s < fresh_s:
                 return Reading(entry.value, entry.at)
             self._tried_s = now_s
+            begun = self._take_begun(key, now_s)
         try:
-            value = self._wait(ask, entry.value)
+            value = self._result(begun or self._begin(ask, entry.value))
         except RockError as error:
             return self._failed(entry, error)
         return self._succeeded(key, value)
+
+    def ahead(self, key: object, ask: Ask[T], *, fresh_s: float = FRESH_S) -> None:
+        """Begin to ask what will be read in a moment, so that the answers of a page are waited for together."""
+        with self._lock:
+            entry = self._remembered.get(key, _Remembered())
+            now_s = time.monotonic()
+            fresh = entry.known and now_s - entry.at_s < fresh_s
+            old_s, _ = self._under_way.get(key, (float("-inf"), None))
+            if self._down_error is None and not fresh and now_s - old_s >= READ_TIMEOUT_S:
+                self._under_way[key] = (now_s, self._begin(ask, entry.value))
+
+    def _take_begun(self, key: object, now_s: float) -> Future[Any] | None:
+        """What was begun and not read yet. A page that was left in between leaves an old answer: nobody's any more."""
+        begun_s, future = self._under_way.pop(key, (0.0, None))
+        return future if now_s - begun_s < READ_TIMEOUT_S else None
 
     def act(self, do: Callable[[Rock], Awaitable[T]]) -> T:
         """Change something, once, and wait for the answer. Raises RockError: what is changed is never retried here."""
@@ -105,7 +124,7 @@ class Source:
         async def once(rock: Rock, _: T | None) -> T:
             return await do(rock)
 
-        return self._wait(once, None)
+        return self._result(self._begin(once, None))
 
     @property
     def url(self) -> str:
@@ -118,14 +137,16 @@ class Source:
         except PlatformUnavailable:
             return ""
 
-    def _wait(self, ask: Ask[T], previous: T | None) -> T:
+    def _begin(self, ask: Ask[T], previous: T | None) -> Future[T]:
         async def bounded() -> T:
             if self._rock is None:
                 # No retries: the next refresh is the retry, and the page must not wait.
                 self._rock = Rock(self._url, timeout_s=READ_TIMEOUT_S, retry_s=0.0)
             return await asyncio.wait_for(ask(self._rock, previous), READ_TIMEOUT_S)
 
-        future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+        return asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+
+    def _result(self, future: Future[T]) -> T:
         try:
             return future.result(READ_TIMEOUT_S + 1)
         except TimeoutError as error:

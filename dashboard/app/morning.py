@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import streamlit as st
 
@@ -23,7 +24,7 @@ from dashboard.incidents import Incident, endings, incidents
 from dashboard.palette import Tone
 from dashboard.sentences import ACTIVE, Sentence, alert_sentence, incidents_sentence, run_facts, run_sentence
 from dashboard.snapshots import Fleet, RunSnapshot, Speed, Trouble
-from dashboard.source import Reading
+from dashboard.source import Ask, Reading
 from dashboard.tiles import fleet_tiles, outcome_window, run_tiles
 from dashboard.worktime import Price
 from rock.sdk import RunView
@@ -51,8 +52,11 @@ def live() -> None:
         return
     run_id = common.choose_run(listed.value).id
     source = common.source()
+    asked = _questions(run_id)
+    for key, ask in asked.items():
+        source.ahead(key, ask, fresh_s=SLOWER_S)
     reading = source.read(("run", run_id), lambda rock, before: snapshots.run_snapshot(rock, run_id, before))
-    trouble = source.read(("trouble", run_id), lambda rock, _: snapshots.trouble(rock, run_id), fresh_s=SLOWER_S)
+    trouble, speed, fleet = (source.read(key, ask, fresh_s=SLOWER_S) for key, ask in asked.items())
     if reading.value is None:
         common.show_banner(reading, None, "")
         return
@@ -63,12 +67,19 @@ def live() -> None:
     _outcome(snap)
     _time(snap)
     _incidents(trouble, found)
-    speed = source.read(("speed", run_id), lambda rock, _: snapshots.speed(rock, run_id), fresh_s=SLOWER_S)
-    fleet = source.read("fleet", snapshots.fleet, fresh_s=SLOWER_S)
     _environments(speed, fleet)
     if fleet.value is not None:
         _fleet(fleet.value, trouble.value)
     _changes(snap, listed.value, fleet.value, trouble.value)
+
+
+def _questions(run_id: str) -> dict[object, Ask[Any]]:
+    """What the page asks beside the run itself, all at once: what broke, how long environments take, the fleet."""
+    return {
+        ("trouble", run_id): lambda rock, _: snapshots.trouble(rock, run_id),
+        ("speed", run_id): lambda rock, _: snapshots.speed(rock, run_id),
+        "fleet": snapshots.fleet,
+    }
 
 
 def _of_this_run(found: list[Incident], snap: RunSnapshot) -> list[Incident]:

@@ -121,3 +121,31 @@ def test_nobody_at_the_address_is_unreachable_at_once(source):
     reading = source.read("health", lambda rock, _: rock.health())
     assert reading.unreachable
     assert time.monotonic() - began_s < 3
+
+
+def test_what_was_asked_ahead_is_asked_once_and_is_new(source, platform):
+    source.read("k", platform, fresh_s=0)
+    source.ahead("k", platform, fresh_s=0)
+    source.ahead("k", platform, fresh_s=0)
+    assert source.read("k", platform, fresh_s=0).value == 2
+    assert source.read("k", platform, fresh_s=0).value == 3, "an answer is read once"
+    source.ahead("k", platform, fresh_s=60)
+    assert platform.asked == 3, "what is fresh is not asked for"
+
+
+def test_what_was_asked_ahead_and_never_read_is_not_taken_for_new(source, platform, monkeypatch):
+    source.ahead("k", platform, fresh_s=0)
+    monkeypatch.setattr(source_module, "READ_TIMEOUT_S", 0.0)
+    with source._lock:
+        assert source._take_begun("k", time.monotonic()) is None
+
+
+def test_an_action_is_done_once_and_its_refusal_is_raised(source, platform):
+    async def do(rock):
+        return await platform(rock, "act")
+
+    assert source.act(do) == 1
+    platform.error = NotFound("no sandbox 'sb-1'")
+    with pytest.raises(NotFound, match="sb-1"):
+        source.act(do)
+    assert platform.asked == 2
