@@ -167,11 +167,19 @@ class Engine(Section):
 class Learner(Section):
     """What trains."""
 
-    kind: Literal["torch", "fsdp"] = "torch"
+    kind: Literal["torch", "fsdp", "megatron"] = "torch"
     """`torch`: in the trainer's process, on the CPU or one GPU. `fsdp`: in `processes` of its own that share out
-    parameters, gradients and moments (FSDP2), one GPU each."""
+    parameters, gradients and moments (FSDP2), one GPU each. `megatron`: the same on Megatron-Core, by tensor, pipeline
+    and data parallelism (extra `megatron`)."""
     processes: Positive = 1
-    """`fsdp` only: processes that share the model and the rows of a batch."""
+    """`fsdp` and `megatron`: processes that share the model and the rows of a batch."""
+    tensor_parallel: Positive = 1
+    """`megatron` only: processes that share each layer's matrices."""
+    pipeline_parallel: Positive = 1
+    """`megatron` only: stages that the layers are cut into. Of `processes`, every tensor_parallel × pipeline_parallel
+    hold the model once; as many such replicas as there are share the rows."""
+    distributed_optimizer: bool = False
+    """`megatron` only: replicas share out the optimizer's moments, in place of a copy each."""
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`… With several processes `cuda:i` is the first one's, the next ones follow."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -181,8 +189,8 @@ class Learner(Section):
     """Keep of a block its input alone and compute the rest again on the way back: a third more time for a pass, memory
     for much longer sequences."""
     restarts: Natural = 3
-    """`fsdp`, or a learner on Ray: how often one that died is replaced. It goes on from its last checkpoint with the
-    batches since, so that nothing is lost and nothing differs. One death more ends the run."""
+    """`fsdp`, `megatron`, or a learner on Ray: how often one that died is replaced. It goes on from its last checkpoint
+    with the batches since, so that nothing is lost and nothing differs. One death more ends the run."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw` for every parameter, or `muon` for the matrices inside the blocks and AdamW for the rest."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
@@ -218,6 +226,35 @@ class Learner(Section):
             raise ValueError(
                 f"learner.processes={self.processes} needs a learner.kind that is shared out, such as 'fsdp'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _layout(self) -> Self:
+        size = self.tensor_parallel * self.pipeline_parallel
+        if self.kind != "megatron" and (size > 1 or self.distributed_optimizer):
+            raise ValueError(
+                "learner.tensor_parallel, learner.pipeline_parallel and learner.distributed_optimizer are for "
+                f"learner.kind 'megatron', found {self.kind!r}"
+            )
+        if self.processes % size:
+            raise ValueError(
+                f"learner.processes={self.processes} is no multiple of tensor_parallel × pipeline_parallel = {size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_megatron_has(self) -> Self:
+        missing = [
+            f"{key}={value}"
+            for key, value, has in (
+                ("optimizer", self.optimizer, "adamw"),
+                ("dtype", self.dtype, "float32"),
+                ("lora_rank", self.lora_rank, 0),
+            )
+            if value != has
+        ]
+        if self.kind == "megatron" and missing:
+            raise ValueError(f"learner.kind 'megatron' is without {', '.join(missing)}: use 'torch' or 'fsdp' for that")
         return self
 
     @model_validator(mode="after")

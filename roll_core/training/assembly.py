@@ -20,6 +20,8 @@ from roll_core.learners.base import ActorAttn, Critics, Learner
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.critics import CriticLearner, CriticSettings, ValueModel
 from roll_core.learners.fsdp import FsdpLearner
+from roll_core.learners.megatron.layout import Layout
+from roll_core.learners.megatron.learner import MegatronLearner
 from roll_core.learners.recovering import RecoveringLearner
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ChatTemplate, ModelConfig, Tokenizer, load_hf, train_tokenizer
@@ -165,6 +167,16 @@ def make_shared_learner(recipe: Recipe, model: CausalLM) -> Learner:
     """One that shares the model out over processes of its own on this machine."""
     learner = recipe.learner
     threads = recipe.training.threads and max(1, recipe.training.threads // learner.processes)
+    if learner.kind == "megatron":
+        tensor, pipeline = recipe.learner.tensor_parallel, recipe.learner.pipeline_parallel
+        return MegatronLearner(
+            model,
+            learner_config(recipe),
+            layout=Layout(tensor, pipeline, learner.processes // (tensor * pipeline)),
+            distributed_optimizer=recipe.learner.distributed_optimizer,
+            device=learner.device,
+            threads=threads,
+        )
     return FsdpLearner(
         model, learner_config(recipe), processes=learner.processes, device=learner.device, threads=threads
     )

@@ -54,7 +54,8 @@ def export(
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} is there already; name another directory, or give --overwrite.")
     identity = run.identity()
-    recipe = run.recipe(["learner.device=cpu", "learner.processes=1"])
+    alone = ["learner.processes=1", "learner.tensor_parallel=1", "learner.pipeline_parallel=1"]
+    recipe = run.recipe(["learner.device=cpu", *alone])
     path = _checkpoint(run, recipe, step)
     at = load_state(path).step
     tokenizer = Tokenizer.load(run.tokenizer)
