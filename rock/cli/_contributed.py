@@ -20,13 +20,14 @@ GROUP = "rock.commands"
 KNOWN = {
     "run.replay": "Redo a run's learner steps from its event log and compare the weights.",
     "run.rhythm": "Show what the policy attended to: preplan tokens and anchors.",
+    "run.serve": "Serve the policy of a run as an OpenAI-compatible endpoint.",
     "env.make-swe": "Make SWE-bench instances of ordinary packages: one bug each.",
     "train": "Train a model by reinforcement learning, from a recipe.",
     "dashboard": "Show fleet, runs and episodes in a browser.",
     "report": "Write a run into one file: curves, ledger, incidents, recipe.",
 }
 
-EXTRAS = {"env.make-swe": "swebench", "report": "dashboard", "run.replay": "train"}
+EXTRAS = {"env.make-swe": "swebench", "report": "dashboard", "run.replay": "train", "run.serve": "train"}
 """Where the extra that a command needs is not called like the command."""
 
 

@@ -15,11 +15,12 @@ import torch
 
 from roll_core.config import Recipe
 from roll_core.errors import CheckpointError
-from roll_core.models import Tokenizer
+from roll_core.models import ModelConfig, Tokenizer
 from roll_core.models.checkpoint import SHARD_BYTES, save_weights
 from roll_core.training import assembly
 from roll_core.training.checkpoint import CheckpointStore, load_state
 from roll_core.training.run import RunDirectory
+from roll_core.types import Weights
 
 PROVENANCE = "rock_export.json"
 
@@ -54,28 +55,45 @@ def export(
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} is there already; name another directory, or give --overwrite.")
     identity = run.identity()
-    alone = ["learner.processes=1", "learner.tensor_parallel=1", "learner.pipeline_parallel=1"]
-    recipe = run.recipe(["learner.device=cpu", *alone])
-    path = _checkpoint(run, recipe, step)
-    at = load_state(path).step
-    tokenizer = Tokenizer.load(run.tokenizer)
-    model = assembly.make_model(recipe, tokenizer)
-    learner = assembly.make_learner(recipe, model)
-    learner.load(path / "learner")
-    tensors = learner.weights().tensors
-    learner.close()
+    policy = load_policy(run, step)
+    recipe, tokenizer = policy.recipe, policy.tokenizer
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _write_beside(recipe, tokenizer, partial)
-    save_weights(model.config, tensors, partial, tokenizer, dtype=dtype, shard_bytes=shard_bytes)
-    about = {"run_id": identity.run_id, "recipe": recipe.name, "step": at}
+    save_weights(policy.config, policy.weights.tensors, partial, tokenizer, dtype=dtype, shard_bytes=shard_bytes)
+    about = {"run_id": identity.run_id, "recipe": recipe.name, "step": policy.step}
     (partial / PROVENANCE).write_text(json.dumps(about) + "\n", encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
-    count = sum(t.numel() for t in tensors.values())
-    return Exported(out, identity.run_id, at, count, tuple(sorted(p.name for p in out.iterdir())))
+    count = sum(t.numel() for t in policy.weights.tensors.values())
+    return Exported(out, identity.run_id, policy.step, count, tuple(sorted(p.name for p in out.iterdir())))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The policy of a checkpoint, and what is needed to sample from it."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    config: ModelConfig
+    weights: Weights
+    step: int
+
+
+def load_policy(run: RunDirectory, step: int | None = None) -> Policy:
+    """The policy of the newest whole checkpoint, or of that of ``step``. Raises CheckpointError when there is none."""
+    alone = ["learner.processes=1", "learner.tensor_parallel=1", "learner.pipeline_parallel=1"]
+    recipe = run.recipe(["learner.device=cpu", *alone])
+    path = _checkpoint(run, recipe, step)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    model = assembly.make_model(recipe, tokenizer)
+    learner = assembly.make_learner(recipe, model)
+    learner.load(path / "learner")
+    weights = learner.weights()
+    learner.close()
+    return Policy(recipe, tokenizer, model.config, weights, load_state(path).step)
 
 
 def _checkpoint(run: RunDirectory, recipe: Recipe, step: int | None) -> Path:
