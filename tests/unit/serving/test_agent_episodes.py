@@ -305,3 +305,26 @@ def test_a_coroutine_that_raises_has_crashed(renderer, monkeypatch) -> None:
     outcome = play(renderer, program).outcome
     assert isinstance(outcome, Void)
     assert "TypeError" in outcome.detail
+
+
+TRAINER = """
+import asyncio, sys
+from roll_core.serving.programs import AgentTask, Command
+
+program = Command(["sh", "-c", f"echo $$ > {sys.argv[1]}; sleep 3600"], {})
+task = AgentTask("http://127.0.0.1:9/v1", "key", "policy", "ep-1", "task", 0, "", {}, None)
+asyncio.run(program.play(task))
+"""
+
+
+def test_a_program_does_not_outlive_a_trainer_that_is_killed(tmp_path) -> None:
+    mark = tmp_path / "pid"
+    trainer = psutil.Popen([sys.executable, "-c", TRAINER, str(mark)])
+    while not (mark.exists() and mark.read_text().strip()):
+        assert trainer.poll() is None
+    program = psutil.Process(int(mark.read_text()))
+    family = [program, *program.children()]
+    trainer.kill()
+    trainer.wait()
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert not left
