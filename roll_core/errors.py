@@ -55,6 +55,10 @@ class LearnerFailed(RollError):
     """A learner step raised. The weights of the step before are in the last checkpoint."""
 
 
+class PlacementError(RollError):
+    """The roles of a run cannot be placed as its recipe says."""
+
+
 class LearnerDead(RollError):
     """The processes that hold the learner ended, or cannot be reached. Another can go on from its last checkpoint."""
 

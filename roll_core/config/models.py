@@ -382,6 +382,25 @@ class Training(Section):
     """The run stops when a learner step, a publication of weights or a checkpoint takes longer."""
 
 
+class Placement(Section):
+    """Where the roles run: in the trainer's process, or as actors on the machines of a Ray cluster."""
+
+    ray: str = ""
+    """Address of a Ray cluster, as `auto` or `host:port`. Empty: everything is here. `rock train --ray ADDRESS`."""
+    engines: Literal["spread", "packed", "here"] = "spread"
+    """With `ray`: engines `spread` over as many machines as there are, `packed` on as few, or all `here`. An engine
+    that its machine takes with it is replaced on another (`engine.restarts`)."""
+    learner: Literal["apart", "colocated", "here"] = "apart"
+    """With `ray`: the learner on devices `apart` from the engines', `colocated` with the first of them (sharing its
+    GPU: leave it room by `engine.gpu_memory_utilization` or `engine.slots`), or `here`. One that its machine takes with
+    it is replaced on another (`learner.restarts`)."""
+    cpus: Positive = 1
+    """With `ray`: processors that an engine, and each process of the learner, is given."""
+    delta: bool = False
+    """With `ray`: send engines what changed since the version before, instead of all weights. Pays in bfloat16 and for
+    parts that do not learn; costs a copy of the weights here."""
+
+
 class Checkpoint(Section):
     """What survives the process."""
 
@@ -419,6 +438,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     training: Training = Training()
     checkpoint: Checkpoint = Checkpoint()
+    placement: Placement = Placement()
     loggers: Loggers = Loggers()
     alerts: Alerts = Alerts()
 
@@ -442,6 +462,11 @@ class Recipe(Section):
             )
         if (self.rollout.source == "agent") != bool(self.agent.command or self.agent.entry):
             raise ValueError("rollout.source 'agent' and a program (agent.command or agent.entry) need each other")
+        shared = self.learner.processes > 1 or self.engine.tensor_parallel > 1
+        if self.placement.learner == "colocated" and shared:
+            raise ValueError(
+                "placement.learner 'colocated' shares one GPU: it needs learner.processes=1, engine.tensor_parallel=1"
+            )
         members = self.rollout.group_size
         if (problem := contradiction(self.algorithm, self.critic, self.rhythm, group_size=members)) is not None:
             raise ValueError(problem)

@@ -22,7 +22,7 @@ import asyncio
 import heapq
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from roll_core.engines.base import Engine, EngineStats, SamplingParams
@@ -82,12 +82,15 @@ class Router:
         replicate: bool = True,
         balance: bool = True,
         renewal: Renewal | None = None,
+        weight_metrics: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        """``renewal``: how to replace an engine that died; None: the others go on without it."""
+        """``renewal``: how to replace an engine that died; None: the others go on without it. ``weight_metrics``: what
+        the way of the weights to the engines cost last, as ``weights/…``."""
         if not engines:
             raise ValueError("a router needs at least one engine")
         self._places = [_Place(engine) for engine in engines]
         self._renewal = renewal
+        self.weight_metrics = weight_metrics
         self._replicate = replicate
         self._balance = balance
         self._queue: deque[Routed] = deque()

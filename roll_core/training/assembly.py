@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from roll_core.cluster.placement import make_plan
+from roll_core.cluster.ray_cluster import RayCluster
+from roll_core.cluster.ray_engine import Distribution, RayEngine
+from roll_core.cluster.ray_learner import RayLearner
 from roll_core.config import Recipe
 from roll_core.engines.base import Engine, SamplingParams
 from roll_core.engines.renewal import Renewal
@@ -153,19 +158,26 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
     )
 
 
-def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
-    """``model`` is trained in place by the torch learner, and where any other one begins."""
+def make_learner(recipe: Recipe, model: CausalLM, cluster: RayCluster | None = None) -> Learner:
+    """``model`` is trained in place by the torch learner, and where any other one begins. ``cluster``: where the
+    learner is to be, if the recipe has it there; None: here."""
+    if cluster is not None and cluster.plan.seat("learner").bundle is not None:
+        parameters = {name: p.detach().cpu() for name, p in model.named_parameters()}
+        make = partial(RayLearner, cluster, cluster.plan.seat("learner"), recipe, model.config, parameters)
+        return RecoveringLearner(make, recipe.learner.restarts)
+    if recipe.learner.kind == "torch":
+        return make_bare_learner(recipe, model)
+    begun = copy.deepcopy(model)
+    return RecoveringLearner(lambda: make_bare_learner(recipe, copy.deepcopy(begun)), recipe.learner.restarts)
+
+
+def make_bare_learner(recipe: Recipe, model: CausalLM) -> Learner:
+    """One that is not replaced when it dies; on this machine."""
     learner = recipe.learner
     if learner.lora_rank:
         add_lora(model, learner.lora_rank, learner.lora_alpha, seed=recipe.training.seed)
     if learner.kind == "torch":
         return TorchLearner(model, learner_config(recipe), device=learner.device)
-    return RecoveringLearner(partial(make_shared_learner, recipe, model), learner.restarts)
-
-
-def make_shared_learner(recipe: Recipe, model: CausalLM) -> Learner:
-    """One that shares the model out over processes of its own on this machine."""
-    learner = recipe.learner
     threads = recipe.training.threads and max(1, recipe.training.threads // learner.processes)
     if learner.kind == "megatron":
         tensor, pipeline = recipe.learner.tensor_parallel, recipe.learner.pipeline_parallel
@@ -182,10 +194,16 @@ def make_shared_learner(recipe: Recipe, model: CausalLM) -> Learner:
     )
 
 
-def make_roles(recipe: Recipe, model: CausalLM) -> Roles:
+def make_roles(recipe: Recipe, model: CausalLM, cluster: RayCluster | None = None) -> Roles:
     """Whoever takes part in a learner step. ``model`` is the policy, trained in place."""
-    learner = make_learner(recipe, model)
+    learner = make_learner(recipe, model, cluster) if cluster else make_learner(recipe, model)
     return Roles(learner, make_critics(recipe, model), make_actor_attn(recipe, model, learner))
+
+
+def make_cluster(recipe: Recipe, config: ModelConfig) -> RayCluster | None:
+    """The Ray cluster, with all reserved that the recipe wants there; None where it wants nothing. Blocks."""
+    plan = make_plan(recipe, config)
+    return RayCluster(recipe.placement.ray, plan) if plan.bundles else None
 
 
 def make_actor_attn(recipe: Recipe, model: CausalLM, learner: Learner) -> ActorAttn | None:
@@ -278,14 +296,23 @@ def _same_tokens(recipe: Recipe, model: CausalLM, folder: Path, trunk: CausalLM)
     )
 
 
-def make_engine(recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer: Tokenizer) -> Engine:
-    """All engines as one, which replaces those that die."""
+def make_engine(
+    recipe: Recipe, config: ModelConfig, weights: Weights, tokenizer: Tokenizer, cluster: RayCluster | None = None
+) -> Engine:
+    """All engines as one, which replaces those that die. ``cluster``: where they are to be, if the recipe has them
+    there; None: here."""
+    away = cluster is not None and cluster.plan.seat("engine 0").bundle is not None
+    distribution = Distribution(cluster, weights, delta=recipe.placement.delta) if cluster and away else None
 
     def make(index: int, weights: Weights) -> Engine:
-        return make_one_engine(recipe, config, weights, tokenizer, index)
+        if cluster is None or distribution is None:
+            return make_one_engine(recipe, config, weights, tokenizer, index)
+        seat = cluster.plan.seat(f"engine {index}")
+        return RayEngine(cluster, distribution, seat, recipe, config, tokenizer, index, weights)
 
     engines = [make(index, weights) for index in range(recipe.engine.count)]
-    return Router(engines, renewal=Renewal(make, weights, recipe.engine.restarts))
+    renewal = Renewal(make, weights, recipe.engine.restarts)
+    return Router(engines, renewal=renewal, weight_metrics=distribution.metrics if distribution else dict)
 
 
 def make_one_engine(

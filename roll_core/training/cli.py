@@ -38,11 +38,12 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and who goes where, and stop.")] = False,
     resume: Annotated[str, typer.Option(metavar="DIR|last", help="Continue a run from its last checkpoint.")] = "",
     name: Annotated[str, typer.Option(help="Name of the run instead of the recipe's.")] = "",
     url: Annotated[str, typer.Option(help="Address of the platform.", envvar="ROCK_URL")] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of weights, tasks and sampling.")] = None,
+    ray: Annotated[str, typer.Option(metavar="ADDRESS|auto", help="Learner and engines on a Ray cluster.")] = "",
 ) -> None:
     """Train a model by reinforcement learning, as a recipe says.
 
@@ -59,13 +60,27 @@ def train(
         recipe, settings = "", [recipe, *settings]
     settings += [f"training.seed={seed}"] if seed is not None else []
     settings += [f"platform.url={url}"] if url else []
+    settings += [f"placement.ray={ray}"] if ray else []
     plan = _resumed(resume, recipe, settings) if resume else _new(recipe, settings, name)
     if dry_run:
         CONSOLE.print(to_yaml(plan.recipe), highlight=False, markup=False, soft_wrap=True, end="")
+        for line in _placed(plan.recipe):
+            CONSOLE.print(f"# {line}", highlight=False, markup=False, soft_wrap=True)
         return
     with _told_how_to_continue(plan):
         summary = asyncio.run(_run(plan))
     _say(plan, summary)
+
+
+def _placed(recipe: Recipe) -> list[str]:
+    """Who goes where, and what memory it takes there."""
+    from roll_core.cluster.placement import describe, make_plan
+    from roll_core.cluster.shape import expected_shape
+
+    config = expected_shape(recipe)
+    if config is None:
+        return [f"who goes where: not known before {recipe.model.path!r} is here; fetch it, or give a directory"]
+    return describe(make_plan(recipe, config), config)
 
 
 # --- which run -------------------------------------------------------------------------------------------------------

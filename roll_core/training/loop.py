@@ -21,7 +21,7 @@ from roll_core.rollout.scheduler import Scheduler
 from roll_core.rollout.work import Booking
 from roll_core.training.checkpoint import TrainerState
 from roll_core.training.evaluate import Evaluator
-from roll_core.training.metrics import Rate, RolloutMeter, engine_values, members, staleness
+from roll_core.training.metrics import Rate, RolloutMeter, engine_values, members, staleness, weight_values
 from roll_core.training.mismatch import drift_detector
 from roll_core.training.parts import Parts
 from roll_core.training.reporting import report_published, report_rhythms
@@ -154,7 +154,7 @@ class Trainer:
         times = StepTimes(ended_s - started_s, learned.learner_s, learned.publish_wait_s)
         values = dict(learned.values)
         values |= self._meter.values() | staleness(groups, version)
-        values |= engine_values(stats, members(self._p.engine), ended_s - started_s)
+        values |= engine_values(stats, members(self._p.engine), ended_s - started_s) | weight_values(self._p.engine)
         values |= {
             "time/batch_wait_s": got_s - started_s,
             "time/learner_s": learned.learner_s,

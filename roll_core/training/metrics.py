@@ -134,6 +134,11 @@ def members(engine: Engine) -> tuple[EngineStats, ...]:
     return engine.members() if isinstance(engine, Router) else (engine.stats(),)
 
 
+def weight_values(engine: Engine) -> dict[str, float]:
+    """``weights/…``: what the last version cost on its way to engines elsewhere; nothing where they are here."""
+    return engine.weight_metrics() if isinstance(engine, Router) else {}
+
+
 def engine_values(before: Sequence[EngineStats], after: Sequence[EngineStats], wall_s: float) -> dict[str, float]:
     """Of all engines together, ``engine/busy`` as their mean; and of each, ``engine/I/…``, where there are several."""
     each = [_one_engine(old, new, max(wall_s, 1e-9)) for old, new in zip(before, after, strict=True)]

@@ -7,15 +7,18 @@ over; the demonstrations are cached.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from roll_core.cluster.ray_cluster import RayCluster
 from roll_core.config import Recipe, load_recipe, to_yaml
 from roll_core.errors import CheckpointError
 from roll_core.learners.torch_learner import TorchLearner
@@ -133,8 +136,9 @@ class _Run:
         checkpoints = self.directory.checkpoints(recipe.checkpoint.keep, keep_first=recipe.checkpoint.event_log_mb > 0)
         latest = checkpoints.latest()
         resumed = load_state(latest) if latest else None
-        tokenizer, roles, config = await self._policy(latest, slots, guard)
-        engine = assembly.make_engine(recipe, config, roles.weights(), tokenizer)
+        tokenizer, roles, config, cluster = await self._policy(latest, slots, guard)
+        make_engine = partial(assembly.make_engine, cluster=cluster) if cluster else assembly.make_engine
+        engine = make_engine(recipe, config, roles.weights(), tokenizer)
         identity, events = self.directory.identity(), self.directory.events(recipe)
         prompter = assembly.make_prompter(recipe, tokenizer)
         serving = AsyncExitStack()
@@ -166,10 +170,12 @@ class _Run:
             events.close()
             roles.close()
             await engine.close()
+            if cluster is not None:
+                await asyncio.to_thread(cluster.close)
 
     async def _policy(
         self, latest: Path | None, slots: Slots, guard: OutageGuard
-    ) -> tuple[Tokenizer, Roles, ModelConfig]:
+    ) -> tuple[Tokenizer, Roles, ModelConfig, RayCluster | None]:
         """From the checkpoint ``latest``, else from a warm start."""
         recipe = self.recipe
         if latest is None:
@@ -182,10 +188,16 @@ class _Run:
         else:
             tokenizer = Tokenizer.load(self.directory.tokenizer)
             model = assembly.make_model(recipe, tokenizer)
-        roles = assembly.make_roles(recipe, model)
-        if latest is not None:
-            roles.load(latest / "learner")
-        return tokenizer, roles, model.config
+        cluster = await asyncio.to_thread(assembly.make_cluster, recipe, model.config)
+        try:  # in a thread: a learner elsewhere takes its time to start
+            roles = await asyncio.to_thread(partial(assembly.make_roles, cluster=cluster), recipe, model)
+            if latest is not None:
+                await asyncio.to_thread(roles.load, latest / "learner")
+        except BaseException:
+            if cluster is not None:
+                cluster.close()
+            raise
+        return tokenizer, roles, model.config, cluster
 
 
 @dataclass(frozen=True, slots=True)

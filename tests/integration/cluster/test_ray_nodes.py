@@ -38,23 +38,24 @@ START_TIMEOUT_S = 120.0
 class Cluster:
     """Ray nodes of this test's own, each a tree of processes under one that we started."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, port: int = HEAD_PORT, worker_ports: int = 23000, cpus: int = 1) -> None:
         self._directory = directory
         self._started: list[subprocess.Popen[bytes]] = []
-        self.address = f"127.0.0.1:{HEAD_PORT}"
+        self._port, self._worker_ports, self._cpus = port, worker_ports, cpus
+        self.address = f"127.0.0.1:{port}"
 
     def start(self) -> subprocess.Popen[bytes]:
         """The first is the head."""
         number = len(self._started)
-        first_port = 23000 + 200 * number
+        first_port = self._worker_ports + 200 * number
         where = (
-            ["--head", f"--port={HEAD_PORT}", "--include-dashboard=false", f"--temp-dir={self._directory}"]
+            ["--head", f"--port={self._port}", "--include-dashboard=false", f"--temp-dir={self._directory}"]
             if number == 0
             else [f"--address={self.address}"]
         )
         argv = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *where),
-            *("--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=80000000"),
+            *("--node-ip-address=127.0.0.1", f"--num-cpus={self._cpus}", "--object-store-memory=80000000"),
             *(f"--min-worker-port={first_port}", f"--max-worker-port={first_port + 99}"),
         ]
         environ = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}

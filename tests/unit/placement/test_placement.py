@@ -1,0 +1,171 @@
+"""Who goes where is decided from the recipe alone, whole and without overlap; the memory it takes is near what is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roll_core.cluster.memory import activation_bytes, engine_need, learner_need, parameter_count, trained_count
+from roll_core.cluster.placement import at_seat, describe, make_plan
+from roll_core.config import Recipe, load_recipe
+from roll_core.config.load import recipe_from_data
+from roll_core.errors import RecipeError
+from roll_core.learners import LearnerConfig
+from roll_core.learners.torch_learner import TorchLearner
+from roll_core.models import CausalLM, ModelConfig
+from roll_core.models.lora import add_lora
+from tests.unit.learners.sharing import TINY, make_batch, policy
+
+torch.set_num_threads(1)
+BASE = load_recipe("countdown-tiny").model_dump(mode="json")
+SMALL = ModelConfig(vocab=280, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, intermediate=96, max_context=160)
+
+
+def recipe(**sections: dict[str, Any]) -> Recipe:
+    data = copy.deepcopy(BASE)
+    for name, values in sections.items():
+        data[name] |= values
+    return recipe_from_data(data, "test")
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    cuda, ray = draw(st.booleans()), draw(st.booleans())
+    learner = draw(st.sampled_from(["apart", "colocated", "here"]))
+    single = learner == "colocated"
+    processes = 1 if single else draw(st.integers(1, 4))
+    return recipe(
+        engine={
+            "count": draw(st.integers(1, 5)),
+            "device": "cuda:{i}" if cuda else "cpu",
+            "kind": "vllm" if cuda else "torch",
+            "tensor_parallel": 1 if single or not cuda else draw(st.integers(1, 4)),
+        },
+        learner={
+            "kind": "fsdp" if processes > 1 else "torch",
+            "processes": processes,
+            "device": "cuda" if cuda else "cpu",
+        },
+        placement={
+            "ray": "auto" if ray else "",
+            "engines": draw(st.sampled_from(["spread", "packed", "here"])),
+            "learner": learner,
+            "cpus": draw(st.integers(1, 4)),
+        },
+        critic={"count": draw(st.integers(0, 2))},
+    )
+
+
+@settings(deadline=None)
+@given(recipes())
+def test_every_role_has_one_seat_and_bundles_hold_exactly_what_sits_in_them(given_recipe: Recipe) -> None:
+    plan = make_plan(given_recipe, SMALL)
+    roles = [seat.role for seat in plan.seats]
+    expected = ["learner", *(f"engine {i}" for i in range(given_recipe.engine.count))]
+    assert roles == [*expected, *(["critics"] if given_recipe.critic.count else [])]
+    used = sorted({seat.bundle for seat in plan.seats if seat.bundle is not None})
+    assert used == list(range(len(plan.bundles)))
+    for number, bundle in enumerate(plan.bundles):
+        inside = [seat for seat in plan.seats if seat.bundle == number]
+        assert bundle["CPU"] == sum(seat.cpus for seat in inside)
+        assert bundle.get("GPU", 0) == sum(seat.gpus for seat in inside)
+        assert bundle.get("GPU", 0) == int(bundle.get("GPU", 0)), "whole GPUs, together"
+    for seat in plan.seats:
+        if seat.bundle is None:
+            assert (seat.cpus, seat.gpus) == (0, 0)
+        else:
+            assert seat.cpus >= 1
+            there = at_seat(given_recipe, seat)
+            assert set(there.engine.devices) | {there.learner.device} <= {"cpu", "cuda:0"}
+    if not given_recipe.placement.ray:
+        assert plan.bundles == ()
+    lines = describe(plan, SMALL)
+    assert all(any(line.startswith(f"{role}:") for line in lines) for role in roles)
+
+
+def test_a_colocated_learner_shares_the_gpu_of_the_first_engine() -> None:
+    wanted = recipe(
+        engine={"count": 2, "device": "cuda:{i}"},
+        learner={"device": "cuda"},
+        placement={"ray": "auto", "learner": "colocated"},
+    )
+    plan = make_plan(wanted, SMALL)
+    assert plan.seat("learner").bundle == plan.seat("engine 0").bundle == 0
+    assert plan.bundles == ({"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0})
+    together = plan.seat("learner").need.total_bytes + plan.seat("engine 0").need.total_bytes
+    assert plan.device_bytes()[(0, "cuda:0")] == together
+    assert any("learner, engine 0" in line for line in describe(plan, SMALL))
+
+
+def test_what_cannot_share_a_gpu_is_refused() -> None:
+    with pytest.raises(RecipeError, match="'colocated' shares one GPU"):
+        recipe(learner={"kind": "fsdp", "processes": 2}, placement={"ray": "auto", "learner": "colocated"})
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 3))
+def test_parameters_and_those_that_are_trained_are_counted_exactly(
+    layers: int, heads: int, group: int, tie: bool, rank: int
+) -> None:
+    config = ModelConfig(31, 16, layers, heads * group, heads, 8, 24, tie=tie)
+    model = CausalLM(config)
+    assert parameter_count(config) == sum(p.numel() for p in model.parameters())
+    if rank:
+        add_lora(model, rank, 1.0)
+    assert trained_count(config, rank) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_parameters_gradients_and_moments_are_what_a_learner_holds() -> None:
+    learner = TorchLearner(policy(), LearnerConfig())
+    gradients: list[int] = []
+    learner._optimizers[0].register_step_pre_hook(
+        lambda opt, *_: gradients.append(
+            sum(p.grad.nbytes for g in opt.param_groups for p in g["params"] if p.grad is not None)
+        )
+    )
+    learner.train_step(make_batch())
+    state = learner._optimizers[0].state.values()
+    moments = sum(v.nbytes for s in state for name, v in s.items() if name != "step")
+    need = learner_need(recipe(learner={"optimizer": "adamw"}), TINY).parts
+    assert need["parameters"] == sum(p.nbytes for p in learner.model.parameters())
+    assert need["gradients"] == gradients[0]
+    assert need["moments"] == moments
+
+
+def test_activations_are_within_a_half_of_what_a_pass_keeps_and_fewer_when_recomputed() -> None:
+    rows, width = 8, SMALL.max_context
+    learner = TorchLearner(CausalLM(SMALL), LearnerConfig())
+    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in parameters:
+            kept[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.randint(0, SMALL.vocab, (rows, width))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        scored = learner._score(learner.model, tokens, torch.ones(rows, width))
+    expected = activation_bytes(recipe(learner={"micro_batch_tokens": rows * width}), SMALL)
+    assert scored.logprobs_BT.requires_grad
+    assert 0.66 < expected / sum(kept.values()) < 1.5, (expected, sum(kept.values()))
+    chosen = {"micro_batch_tokens": rows * width, "activation_checkpointing": True}
+    assert activation_bytes(recipe(learner=chosen), SMALL) < 0.8 * expected
+
+
+def test_shares_of_the_learner_and_the_cache_of_an_engine() -> None:
+    one = learner_need(recipe(), SMALL).parts
+    four = learner_need(recipe(learner={"kind": "fsdp", "processes": 4}), SMALL).parts
+    for name in ("parameters", "gradients", "moments"):
+        assert four[name] == one[name] // 4
+    need = engine_need(recipe(engine={"slots": 5}), SMALL).parts
+    assert need["KV cache"] == 5 * 160 * 3 * 2 * 2 * 16 * 4
+    assert (
+        engine_need(recipe(engine={"slots": 5, "dtype": "bfloat16"}), SMALL).parts["KV cache"] * 2 == need["KV cache"]
+    )
