@@ -22,7 +22,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from rock.sdk import (
     RockSync,
     RunCreate,
     RunUpdate,
+    StorageError,
     TurnRecord,
 )
 
@@ -52,7 +53,8 @@ STEPS = 1000
 METRICS_BESIDE = 45
 """As many as a run with roofline, mismatch and a critic reports beside those the page knows."""
 _CLAIMS_AT_ONCE = 16
-_REPORTS_AT_ONCE = 4
+_REPORTS_AT_ONCE = 2
+_TRIES = 30
 _PER_REPORT = 200
 _STEP_S = 20.0
 _CAUSES = ("tail", "environment", "train_wait", "sync", "redundancy")
@@ -114,12 +116,22 @@ async def fill(url: str, sandboxes: int, episodes: int) -> str:
         async def report(first: int) -> None:
             async with reporting:
                 numbers = range(first, min(episodes, first + _PER_REPORT))
-                await rock.report_episodes(run.id, [episode(i, episodes, start) for i in numbers])
+                await until_stored(rock, run.id, [episode(i, episodes, start) for i in numbers])
 
         await asyncio.gather(*(lease() for _ in range(sandboxes)))
         await asyncio.gather(*(report(first) for first in range(0, episodes, _PER_REPORT)))
         await rock.update_run(run.id, RunUpdate(status="training"))
         return run.id
+
+
+async def until_stored(rock: Rock, run_id: str, records: list[EpisodeRecord]) -> None:
+    """As a trainer does it: what a machine that stood still did not store is sent again. Filling is not measured."""
+    for _ in range(_TRIES):
+        with suppress(StorageError):
+            await rock.report_episodes(run_id, records)
+            return
+        await asyncio.sleep(1.0)
+    await rock.report_episodes(run_id, records)
 
 
 def point(step: int, start: datetime, rng: random.Random) -> MetricPoint:
