@@ -189,7 +189,7 @@ def load_learner(learner: RankLearner, directory: Path) -> None:
             raise ValueError(f"it has {len(state['optimizers'])} optimizers, expected AdamW alone")
         _fill_moments(learner, state["optimizers"][0]["state"])
         learner.generator.set_state(state["generator"])
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, CheckpointError) as error:
         raise CheckpointError(f"{path} cannot be loaded into this learner: {error}") from error
     learner.version, learner.updates = int(state["version"]), int(state["updates"])
 

@@ -113,7 +113,7 @@ def test_a_missing_tensor_is_named() -> None:
     config = ModelConfig(vocab=5, hidden=2, layers=1, heads=2, kv_heads=2, head_dim=2, intermediate=2)
     tensors = numbered(config)
     del tensors["model.layers.0.mlp.up_proj.weight"]
-    with pytest.raises(CheckpointError, match="mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"mlp\.up_proj\.weight"):
         to_megatron(tensors, config, Layout(), tensor_rank=0, stage=0)
 
 
