@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from rock.cli._output import JsonOption, console, escape, print_json, say, size, table
+from rock.cli._swerex import swerex
 
 if TYPE_CHECKING:
     from rock.sdk import Rock, Sandbox
@@ -20,7 +21,7 @@ Id = Annotated[str, typer.Argument(help="Id of a leased sandbox.", metavar="SAND
 
 def add_to(app: typer.Typer) -> None:
     app.command(context_settings={"allow_interspersed_args": False})(attach)
-    for command in (cp, forward, pause, resume, fork, stats):
+    for command in (cp, forward, pause, resume, fork, stats, swerex):
         app.command()(command)
 
 

@@ -20,7 +20,7 @@ ROCK = [sys.executable, "-m", "rock.cli"]
 
 
 @contextmanager
-def platform(runtime: str) -> Iterator[str]:
+def platform(runtime: str) -> Iterator[tuple[str, Path]]:
     home = Path(tempfile.mkdtemp(prefix="rs-"))
     home.chmod(0o711)  # sandboxes pass through it as another user
     environ = {k: v for k, v in os.environ.items() if k not in {"ROCK_URL", "ROCK_KEY", "ROCK_HOME"}}
@@ -30,18 +30,28 @@ def platform(runtime: str) -> Iterator[str]:
         subprocess.run([*ROCK, *up], check=True, env=environ, stdout=subprocess.DEVNULL)
         server = read_server(home)
         assert server is not None
-        yield server.url
+        yield server.url, home
     finally:
         subprocess.run([*ROCK, "down", *where], check=True, env=environ, stdout=subprocess.DEVNULL)
         shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def on_bubblewrap() -> Iterator[str]:
+def _bubblewrap() -> Iterator[tuple[str, Path]]:
     if reason := bubblewrap_problem():
         pytest.skip(reason)
-    with platform("bubblewrap") as url:
-        yield url
+    with platform("bubblewrap") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def on_bubblewrap(_bubblewrap: tuple[str, Path]) -> str:
+    return _bubblewrap[0]
+
+
+@pytest.fixture(scope="session")
+def bubblewrap_home(_bubblewrap: tuple[str, Path]) -> str:
+    return str(_bubblewrap[1])
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +61,7 @@ def on_docker() -> Iterator[str]:
     from rock.runtimes.images import ensure_base_image
 
     ensure_base_image()
-    with platform("docker") as url:
+    with platform("docker") as (url, _):
         yield url
 
 
