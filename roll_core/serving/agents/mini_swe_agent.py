@@ -14,12 +14,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import urllib.request
 from typing import Any
 
-# Before it is imported: no questions, no files in the user's directories, no list of prices from the network.
-os.environ.setdefault("MSWEA_GLOBAL_CONFIG_DIR", tempfile.gettempdir() + "/mini-swe-agent-none")
+# Before it is imported: no questions, no files outside of the episode's own directory, no list of prices from the network.
+os.environ.setdefault("MSWEA_GLOBAL_CONFIG_DIR", os.path.join(os.getcwd(), ".mini-swe-agent"))
 os.environ.setdefault("MSWEA_CONFIGURED", "true")
 os.environ.setdefault("MSWEA_SILENT_STARTUP", "true")
 os.environ.setdefault("MSWEA_COST_TRACKING", "ignore_errors")

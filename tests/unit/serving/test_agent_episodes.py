@@ -319,7 +319,7 @@ asyncio.run(program.play(task))
 
 def test_a_program_does_not_outlive_a_trainer_that_is_killed(tmp_path) -> None:
     mark = tmp_path / "pid"
-    trainer = psutil.Popen([sys.executable, "-c", TRAINER, str(mark)])
+    trainer = psutil.Popen([sys.executable, "-c", TRAINER, str(mark)], env={**os.environ, "TMPDIR": str(tmp_path)})
     while not (mark.exists() and mark.read_text().strip()):
         assert trainer.poll() is None
     program = psutil.Process(int(mark.read_text()))
