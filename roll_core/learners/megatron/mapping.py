@@ -114,7 +114,7 @@ def _fused(sources: Sequence[Tensor], config: ModelConfig) -> Tensor:
 def _split(fused: Tensor, config: ModelConfig) -> list[Tensor]:
     rest, queries = fused.shape[1:], config.heads // config.kv_heads * config.head_dim
     grouped = fused.reshape(config.kv_heads, -1, *rest)
-    parts = grouped.split((queries, config.head_dim, config.head_dim), 1)
+    parts = torch.split(grouped, [queries, config.head_dim, config.head_dim], 1)
     return [p.reshape(-1, *rest).clone() for p in parts]
 
 

@@ -26,7 +26,7 @@ from roll_core.learners.megatron.mapping import HEAD_COPY, entries
 from roll_core.models.qwen import ModelConfig, rope_frequencies
 
 
-class CausalAttention(MegatronModule):
+class CausalAttention(MegatronModule):  # type: ignore[misc]
     """Core attention by torch's scaled dot product: no T × T map in memory where torch has a kernel that needs none.
     The signatures are those that Megatron's ``SelfAttention`` calls."""
 
