@@ -17,7 +17,7 @@ import sys
 import urllib.request
 from typing import Any
 
-# Before it is imported: no questions, no files outside of the episode's own directory, no list of prices from the network.
+# Before it is imported: no questions, no files outside of the episode's directory, no prices from the network.
 os.environ.setdefault("MSWEA_GLOBAL_CONFIG_DIR", os.path.join(os.getcwd(), ".mini-swe-agent"))
 os.environ.setdefault("MSWEA_CONFIGURED", "true")
 os.environ.setdefault("MSWEA_SILENT_STARTUP", "true")
