@@ -283,8 +283,8 @@ class Database:
         try:
             return await asyncio.wait_for(asyncio.shield(task), patience_s)
         except TimeoutError as error:
-            if task.done():  # its own
-                raise
+            if task.done():  # its own: the driver's, of a connection that took too long
+                raise storage_error(error, self.where) from error
             self.trouble = f"the database is too slow: no answer within {patience_s:g} s ({self.where})"
             raise StorageError(self.trouble, hint="Look at the disk, or the database's host.") from error
 

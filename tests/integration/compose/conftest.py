@@ -139,7 +139,7 @@ def _copy_project(directory: Path, port: str) -> None:
     _wheels(directory / "docker/wheels")
     shutil.copytree(ROOT / "docker/prometheus", directory / "prometheus-here")
     config = directory / "prometheus-here/compose.yml"
-    quick = config.read_text().replace("127.0.0.1:7625", f"127.0.0.1:{port}").replace("10s", "1s")
+    quick = config.read_text().replace("127.0.0.1:7625", f"127.0.0.1:{port}").replace("10s", "5s")
     config.write_text(quick)
 
 
