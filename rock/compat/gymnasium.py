@@ -37,7 +37,9 @@ class RockEnv(gymnasium.Env[Any, Any]):
 
     Args:
         name: of the environment, such as ``alfworld``.
-        task: id of a task; empty leaves the choice to the environment. ``reset(options={"task": …})`` changes it.
+        task: id of a task; empty draws one of ``split`` at each reset, by its seed. ``reset(options={"task": …})``
+            names one for that episode.
+        split: which tasks are drawn from.
         url, key: of the platform; default as for :class:`rock.sdk.Rock`.
         settings: passed to :meth:`rock.sdk.Rock.env`, such as ``step_timeout_s``.
 
@@ -50,6 +52,7 @@ class RockEnv(gymnasium.Env[Any, Any]):
         self,
         name: str,
         task: str = "",
+        split: str = "train",
         url: str | None = None,
         key: str | None = None,
         render_mode: str | None = None,
@@ -60,7 +63,8 @@ class RockEnv(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
         self.observation_space: spaces.Space[Any] = _Anything()
         self.action_space: spaces.Space[Any] = _Anything()
-        self._name, self._task = name, task
+        self._name, self._task, self._split = name, task, split
+        self._tasks: tuple[str, ...] = ()
         self._settings = settings
         self._rock = RockSync(url, key)
         self._session: EnvSessionSync | None = None
@@ -70,7 +74,7 @@ class RockEnv(gymnasium.Env[Any, Any]):
         """Begin an episode. Without a seed each reset draws another from the environment's own generator."""
         super().reset(seed=seed)
         chosen = dict(options or {})
-        task = str(chosen.pop("task", self._task))
+        task = str(chosen.pop("task", self._task)) or self._draw()
         if seed is None:
             seed = int(self.np_random.integers(0, 2**31))
         if self._session is None:
@@ -79,6 +83,12 @@ class RockEnv(gymnasium.Env[Any, Any]):
             self._session = session
         self._shown, info = self._session.reset(task, seed, chosen)
         return self._shown, {**info, "task": task, "seed": seed}
+
+    def _draw(self) -> str:
+        """Empty where the environment has no tasks to choose from."""
+        if not self._tasks:
+            self._tasks = tuple(self._rock.tasks(self._name, self._split).tasks)
+        return self._tasks[int(self.np_random.integers(len(self._tasks)))] if self._tasks else ""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Raises InvalidRequest before the first reset."""

@@ -25,7 +25,7 @@ def test_every_installed_environment_is_registered() -> None:
 def test_an_episode_is_played_and_played_again_by_its_seed(on_bubblewrap: str, bubblewrap_home: str) -> None:
     build = [sys.executable, "-m", "rock.cli", "--home", bubblewrap_home, "env", "build", "countdown"]
     subprocess.run(build, check=True, env=os.environ | {"ROCK_URL": on_bubblewrap}, stdout=subprocess.DEVNULL)
-    env = gymnasium.make("rock/countdown-v0", url=on_bubblewrap, render_mode="ansi")
+    env = gymnasium.make("rock/countdown-v0", split="tiny_train", url=on_bubblewrap, render_mode="ansi")
     try:
         first, info = env.reset(seed=5)
         assert info["seed"] == 5
