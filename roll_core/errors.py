@@ -23,7 +23,7 @@ class CheckpointError(RollError):
 class EngineDead(RollError):
     """The engine's worker ended; nothing more will come from it.
 
-    ``partial``: what it had sampled of the request that raises this, where it can still tell; another can go on from it.
+    ``partial``: what it had sampled of the request that raises this, where it can still tell: another goes on from it.
     """
 
     partial: Generation | None = None

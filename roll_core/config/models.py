@@ -268,7 +268,7 @@ class Rollout(Section):
     """How many episodes, how fresh, how long."""
 
     source: Literal["turns", "agent"] = "turns"
-    """Who plays: `turns`: the trainer, an answer of the policy is an action. `agent`: the program of section `agent`."""
+    """Who plays. `turns`: the trainer, an answer is an action. `agent`: the program of section `agent`."""
     concurrency: Positive = 16
     """Episodes played at once: the number of sandboxes. With `adaptive_concurrency`, the most there may be."""
     adaptive_concurrency: bool = False
