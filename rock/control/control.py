@@ -148,6 +148,7 @@ class Control:
 
     def refuse_claims(self) -> None:
         """Let nobody wait for a sandbox that will never come."""
+        self.nodes.stop_placing()
         for node in self.nodes:
             node.refuse_claims()
 

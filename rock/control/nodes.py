@@ -336,6 +336,10 @@ class NodeBook:
         """The node for the next sandbox; ``avoid`` those that were tried in vain. Raises PlatformUnavailable."""
         return await self._placer.choose(spec, avoid)
 
+    def stop_placing(self) -> None:
+        """Whoever waits to be placed hears of the end instead of being tried elsewhere."""
+        self._placer.close()
+
     async def place(self, spec: SandboxSpec, claim: Claim, wait_s: float) -> tuple[NodeHandle, SandboxView]:
         """Choose a node and claim there, or on another, until ``wait_s`` have passed. See :meth:`Placer.place`."""
         return await self._placer.place(spec, claim, wait_s)

@@ -53,6 +53,12 @@ class Placer:
         self._look = look
         self.changed = asyncio.Event()
         """To be set when a node joined, left, or stands otherwise than before."""
+        self._closing = False
+
+    def close(self) -> None:
+        """Try no other node from now on: none will take a claim any more."""
+        self._closing = True
+        self.changed.set()
 
     async def choose(self, spec: SandboxSpec, avoid: Collection[str]) -> NodeHandle:
         """The node for the next sandbox; ``avoid`` those that were tried in vain. Raises PlatformUnavailable.
@@ -92,10 +98,10 @@ class Placer:
                 except PlatformUnavailable as error:
                     log.warning("node=%s broke off a claim, another is asked: %s", node.name, error)
                     failed.add(node.name)
-                    if failed >= self._members.keys():
+                    if self._closing or failed >= self._members.keys():
                         raise
             except PlatformUnavailable:
-                if not failed or loop.time() >= deadline:
+                if self._closing or not failed or loop.time() >= deadline:
                     raise
                 failed.clear()
                 await self._something_changes(min(_ASK_AGAIN_S, deadline - loop.time()))
