@@ -251,7 +251,7 @@ def test_the_api_takes_a_snapshot_once_and_for_the_present_holder_only(serving: 
             with pytest.raises(StorageError, match="95% full"):
                 await take(lease.id, SnapshotRequest(epoch=1, number=3))
             plain = await rock.create_lease(LeaseRequest(spec=SandboxSpec(image="x")))
-            with pytest.raises(InvalidRequest, match="not by snapshot"):
+            with pytest.raises(InvalidRequest, match="nothing that a snapshot could keep"):
                 await take(plain.id, SnapshotRequest(epoch=1, number=1))
             await rock.release_lease(lease.id)
             await until(lambda: not served.runtime.kept)
