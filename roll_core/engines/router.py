@@ -94,6 +94,7 @@ class Router:
         self._replicate = replicate
         self._balance = balance
         self._queue: deque[Routed] = deque()
+        self._last_death: EngineDead | None = None
         self._requests: dict[str, Routed] = {}
         self._home: dict[str, int] = {}
         """Engine by session, or by prompt where candidates stay together."""
@@ -156,7 +157,7 @@ class Router:
 
         await asyncio.gather(*(load(i) for i, place in enumerate(self._places) if place.alive))
         if not self._hope:
-            raise EngineDead("every engine behind the router is dead")
+            raise self._all_dead()
 
     def stats(self) -> EngineStats:
         all_stats = self.members()
@@ -211,7 +212,7 @@ class Router:
         index = self._choose(request)
         if index is None:
             if not self._hope:
-                raise EngineDead("every engine behind the router is dead")
+                raise self._all_dead()
             request.turn = asyncio.get_running_loop().create_future()
             self._queue.append(request)
             try:
@@ -311,7 +312,13 @@ class Router:
         place.past = replace(place.stats(), version=-1, running=0, waiting=0, slots=0)
         place.alive, place.foreign = False, 0
         log.warning("engine %d died, its requests go on elsewhere: %s", index, error)
+        self._last_death = error
         self._renew(index, error)
+
+    def _all_dead(self) -> EngineDead:
+        error = EngineDead(f"every engine behind the router is dead; the last: {self._last_death}")
+        error.__cause__ = self._last_death
+        return error
 
     def _renew(self, index: int, error: EngineDead) -> None:
         place, loop = self._places[index], asyncio.get_running_loop()
