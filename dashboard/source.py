@@ -124,7 +124,11 @@ class Source:
         async def once(rock: Rock, _: T | None) -> T:
             return await do(rock)
 
-        return self._result(self._begin(once, None))
+        try:
+            return self._result(self._begin(once, None))
+        finally:
+            with self._lock:  # questions asked before it tell of the time before it
+                self._under_way.clear()
 
     @property
     def url(self) -> str:

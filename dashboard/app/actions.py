@@ -77,8 +77,9 @@ def may_act() -> tuple[bool, str]:
 
 @st.fragment
 def operate() -> None:
-    """Below the fleet. It does not refresh by itself: what one is about to act on must not move."""
-    reading = common.source().read("fleet", snapshots.fleet)
+    """Below the fleet. It does not refresh by itself: what one is about to act on must not move. So it asks anew each
+    time: an answer from before the last action would stay."""
+    reading = common.source().read("fleet", snapshots.fleet, fresh_s=0.0)
     if reading.value is None:
         return
     allowed, why = may_act()
