@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +30,25 @@ def ours(url: str) -> Iterator[str]:
     with subprocess.Popen(argv, env=os.environ | {"ROCK_URL": url}, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().split()[0]
+            address = process.stdout.readline().split()[0]
+            _wait_until_it_listens(int(address.rpartition(":")[2]))
+            yield address
         finally:
             process.terminate()
+
+
+def _wait_until_it_listens(port: int) -> None:
+    """It says where it will listen a moment before it does."""
+    until_s = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 async def script(address: str, folder: Path, root: str) -> list[Any]:
