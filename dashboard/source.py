@@ -146,7 +146,8 @@ class Source:
             if self._rock is None:
                 # No retries: the next refresh is the retry, and the page must not wait.
                 self._rock = Rock(self._url, timeout_s=READ_TIMEOUT_S, retry_s=0.0)
-            return await asyncio.wait_for(ask(self._rock, previous), READ_TIMEOUT_S)
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await ask(self._rock, previous)
 
         return asyncio.run_coroutine_threadsafe(bounded(), self._loop)
 

@@ -40,7 +40,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def bounded(message: Message) -> None:
-            await asyncio.wait_for(send(message), STUCK_S)
+            async with asyncio.timeout(STUCK_S):
+                await send(message)
 
         try:
             await super().__call__(scope, receive, bounded)

@@ -84,7 +84,8 @@ async def _watch(rock: Rock, look: Callable[[Rock], Awaitable[Seen]], *, latest:
         with Live(_picture(await look(rock), latest=latest), console=console(), auto_refresh=False) as live:
             while not listening.done():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), WATCH_AT_LEAST_EVERY_S)
+                    async with asyncio.timeout(WATCH_AT_LEAST_EVERY_S):
+                        await news.wait()
                 news.clear()
                 live.update(_picture(await look(rock), latest=latest), refresh=True)
                 await asyncio.sleep(WATCH_AT_MOST_EVERY_S)

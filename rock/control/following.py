@@ -62,7 +62,8 @@ class Subscription:
         if not self._waiting and not self._lagged and not self._ended:
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), within_s)
+                async with asyncio.timeout(within_s):
+                    await self._news.wait()
             except TimeoutError:
                 return None
         if self._lagged:

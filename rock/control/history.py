@@ -67,7 +67,8 @@ class History:
     async def run(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _FLUSH_EVERY_S)
+                async with asyncio.timeout(_FLUSH_EVERY_S):
+                    await self._news.wait()
                 self._news.clear()
                 await asyncio.sleep(_GATHER_S)
             # To its end even if this loop is ended meanwhile: half done, it would write the same events twice.
@@ -120,7 +121,8 @@ class History:
 
     async def _flush_soon(self) -> None:
         with suppress(StorageError, TimeoutError):
-            await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(self.flush())), _READERS_WAIT_S)
+            async with asyncio.timeout(_READERS_WAIT_S):
+                await asyncio.shield(asyncio.ensure_future(self.flush()))
 
     async def events(self, *, limit: int, kind: str, run_id: str, after: int | None) -> list[EventView]:
         await self._flush_soon()

@@ -281,7 +281,8 @@ class Database:
         self._running.add(task)
         task.add_done_callback(self._done)
         try:
-            return await asyncio.wait_for(asyncio.shield(task), patience_s)
+            async with asyncio.timeout(patience_s):
+                return await asyncio.shield(task)
         except TimeoutError as error:
             if task.done():  # its own: the driver's, of a connection that took too long
                 raise storage_error(error, self.where) from error

@@ -211,3 +211,31 @@ async def until_stored(store: FleetStore, within_s: float = 10.0) -> None:
                 await asyncio.sleep(0.1)
             else:
                 return
+
+
+def test_a_cancellation_that_comes_as_the_work_ends_is_never_lost(tmp_path: Path) -> None:
+    """A janitor's loop whose cancellation was swallowed here would run on, and whoever closes it wait for ever."""
+
+    async def main() -> None:
+        database = await Database.open(database_url("", tmp_path))
+        loop = asyncio.get_running_loop()
+        ended: set[str] = set()
+        for turns in range(8):  # of the event loop, from the work's end to the cancellation
+            result = loop.create_future()
+
+            async def work(result: asyncio.Future[None] = result) -> None:
+                await result
+
+            waiting = asyncio.ensure_future(database.finish(work()))
+            await asyncio.sleep(0.01)
+            result.set_result(None)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            in_time = waiting.cancel()
+            await asyncio.wait({waiting})
+            assert waiting.cancelled() == in_time, turns
+            ended.add("cancelled" if in_time else "done")
+        assert ended == {"cancelled", "done"}  # both sides of the moment were seen
+        await database.close()
+
+    asyncio.run(main())
