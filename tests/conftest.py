@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# No test depends on how fast the machine is at the moment; a failure can be replayed from what it prints.
+settings.register_profile("project", deadline=None, print_blob=True)
+settings.load_profile("project")
 # Two tests at once on two cores: libraries must not each start a pool of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -18,7 +18,7 @@ _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_b
 
 
 @pytest.mark.timeout(900)
-@settings(max_examples=200, deadline=None, print_blob=True, suppress_health_check=_CHECKS)
+@settings(max_examples=200, print_blob=True, suppress_health_check=_CHECKS)
 @given(schedules())
 def test_no_schedule_of_faults_breaks_an_invariant(schedule: Schedule) -> None:
     note(str(schedule))
@@ -27,7 +27,7 @@ def test_no_schedule_of_faults_breaks_an_invariant(schedule: Schedule) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@settings(max_examples=10_000, deadline=None, print_blob=True, suppress_health_check=_CHECKS)
+@settings(max_examples=10_000, print_blob=True, suppress_health_check=_CHECKS)
 @given(schedules())
 def test_nor_do_ten_thousand(schedule: Schedule) -> None:
     note(str(schedule))

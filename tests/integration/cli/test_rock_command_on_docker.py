@@ -55,7 +55,9 @@ def test_down_sweeps_what_a_killed_platform_left(
     rock("up", "-d", "--port", "0", "--runtime", "docker")
     rock("sandbox", "create")
     server = json.loads((rock_home / "server.json").read_text())
-    for pid in (server["guardian_pid"], server["pid"]):  # in this order: it would start another
+    # Each of the two would start the other again: the platform must not look while its guardian ends.
+    os.kill(server["pid"], signal.SIGSTOP)
+    for pid in (server["guardian_pid"], server["pid"]):
         os.kill(pid, signal.SIGKILL)
     assert len(containers()) == 1
     leftovers = {row["name"]: row for row in json.loads(rock("doctor", "--json", code=None).stdout)}["leftovers"]

@@ -113,7 +113,7 @@ def test_a_step_before_the_first_reset_is_refused(env: AlfworldEnv) -> None:
         env.step("look")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(actions=st.lists(st.one_of(st.text(max_size=40), st.none(), st.integers(), st.just("look")), max_size=20))
 def test_no_action_ever_raises(store: Store, actions: list[object]) -> None:
     texts = store.texts("train/000004")

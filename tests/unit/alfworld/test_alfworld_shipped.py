@@ -110,7 +110,7 @@ _ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(action=_ACTIONS)
 def test_any_action_gets_the_shipped_answer(bundle: Path, action: str) -> None:
     game, oracle = _pair(bundle / "data")
@@ -209,7 +209,7 @@ _PIECES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.lists(_PIECES, min_size=1, max_size=6).map("".join))
 def test_templates_are_read_as_textworld_reads_them(text: str) -> None:
     from tatsu.exceptions import ParseException

@@ -80,7 +80,7 @@ def value_and_gradient(loss: Tensor, x: LossInputs) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=batches(), correction=st.sampled_from(SINGLE))
 def test_where_engine_and_learner_agree_a_correction_changes_nothing(name: str, x: LossInputs, correction: str) -> None:
     agreed = dataclasses.replace(x, behaviour_logprobs_BT=x.prox_logprobs_BT)
@@ -91,7 +91,7 @@ def test_where_engine_and_learner_agree_a_correction_changes_nothing(name: str, 
         assert torch.equal(one, other)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=batches(), cap=st.sampled_from([0.5, 1.0, 2.0, math.inf]))
 def test_ppo_with_token_weights_is_decoupled_ppo(x: LossInputs, cap: float) -> None:
     ours = corrected(POLICY_LOSSES["ppo"].with_options("token-mean"), CorrectionSettings(("token_weight",), cap=cap))
@@ -101,7 +101,7 @@ def test_ppo_with_token_weights_is_decoupled_ppo(x: LossInputs, cap: float) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=batches())
 def test_a_rejected_row_has_no_gradient_and_keeps_its_place_in_the_mean(name: str, x: LossInputs) -> None:
     behave = x.behaviour_logprobs_BT.clone()
@@ -120,7 +120,7 @@ def shown(loss, x: LossInputs) -> LossInputs:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=batches())
 def test_a_masked_token_changes_nothing_under_corrections_either(name: str, x: LossInputs) -> None:
     ours, outside = corrected(POLICY_LOSSES[name], CorrectionSettings(ALL)), x.mask_BT == 0
@@ -137,7 +137,7 @@ def test_a_masked_token_changes_nothing_under_corrections_either(name: str, x: L
 
 
 @pytest.mark.parametrize("correction", SINGLE)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=batches())
 def test_micro_batches_add_up_under_corrections(correction: str, x: LossInputs) -> None:
     ours = corrected(POLICY_LOSSES["dapo"], CorrectionSettings((correction,), band=(0.8, 1.2)))  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def gradient(name: str, inputs: LossInputs) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(inputs=batches())
 def test_on_policy_data_gives_ratio_one_an_inert_clip_and_the_plain_policy_gradient(
     name: str, inputs: LossInputs
@@ -127,7 +127,7 @@ def test_on_policy_data_gives_ratio_one_an_inert_clip_and_the_plain_policy_gradi
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(inputs=batches())
 def test_a_masked_token_changes_nothing_whatever_it_holds(name: str, inputs: LossInputs) -> None:
     expected = gradient(name, inputs)
@@ -144,7 +144,7 @@ def test_a_masked_token_changes_nothing_whatever_it_holds(name: str, inputs: Los
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(inputs=batches())
 def test_any_split_into_micro_batches_adds_up_to_the_whole(name: str, inputs: LossInputs) -> None:
     whole, grad = gradient(name, inputs)
@@ -191,7 +191,7 @@ def test_weighted_topr_at_one_is_topr() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(inputs=batches(), order=st.randoms(use_true_random=False), padding=st.integers(0, 5))
 def test_packing_rows_otherwise_changes_nothing(
     name: str, inputs: LossInputs, order: random.Random, padding: int
@@ -210,7 +210,7 @@ def test_packing_rows_otherwise_changes_nothing(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(inputs=batches())
 def test_the_gradient_flows_through_the_trained_log_probs_alone(name: str, inputs: LossInputs) -> None:
     fields = ("prox_logprobs_BT", "behaviour_logprobs_BT", "advantages_BT")
@@ -225,7 +225,7 @@ def test_the_gradient_flows_through_the_trained_log_probs_alone(name: str, input
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(st.sampled_from([0.0, -1e-30, -0.7, -20.0, -103.0, -1e4]), min_size=12, max_size=12),
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6]),
@@ -243,7 +243,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(inputs=batches())
 def test_a_credit_factor_of_one_is_the_plain_loss_and_any_other_scales_its_token_only(
     name: str, inputs: LossInputs

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -168,7 +168,6 @@ any_settings = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(batches(), any_settings)
 def test_credit_keeps_signs_and_magnitudes_and_gives_context_nothing(batch, chosen):
     mask, waad, fai, entropy, advantages = batch
@@ -184,7 +183,6 @@ def test_credit_keeps_signs_and_magnitudes_and_gives_context_nothing(batch, chos
     assert (gamma <= most + 1e-5).all()
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(STRATEGIES), st.floats(0, 1))
 def test_an_amplification_of_one_gives_back_the_plain_advantages(batch, strategy, top):
     mask, waad, fai, entropy, advantages = batch
@@ -193,7 +191,6 @@ def test_an_amplification_of_one_gives_back_the_plain_advantages(batch, strategy
     assert torch.equal(after.advantages_BT, advantages)
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(["local_chunk", "global_anchor", "random", "entropy", "bottom"]), st.floats(0, 1))
 def test_the_amplified_share_of_every_response_is_exactly_q(batch, strategy, top):
     mask, waad, fai, entropy, _ = batch
@@ -204,7 +201,6 @@ def test_the_amplified_share_of_every_response_is_exactly_q(batch, strategy, top
         assert abs(share_count(top, n) - top * n) <= 0.5 + 1e-6 or (n and share_count(top, n) == 1)
 
 
-@settings(deadline=None)
 @given(batches(), any_settings.filter(lambda s: s.strategy != "random"), st.integers(0, 2**31), st.integers(0, 7))
 def test_padding_other_rows_and_their_order_change_nothing(batch, chosen, seed, padding):
     mask, waad, fai, entropy, _ = batch
@@ -221,7 +217,6 @@ def highest(score, share):
     return set(sorted(score, key=lambda t: (-score[t], t))[: share_count(share, len(score))])
 
 
-@settings(deadline=None)
 @given(batches(), any_settings)
 def test_coupled_marks_are_what_their_definition_says_token_by_token(batch, chosen):
     """The formula of the paper, read once more, one anchor at a time."""

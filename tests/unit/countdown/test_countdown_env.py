@@ -38,7 +38,7 @@ def test_whatever_a_combination_gives_is_found_again_in_steps_that_hold(given: t
 
 
 @given(numbers, st.integers(0, 2**32), st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_solution_with_some_of_the_numbers_holds_too(given: tuple[int, ...], seed: int, target: int) -> None:
     steps = solve(given, target, use_all=False, rng=random.Random(seed))
     if steps:

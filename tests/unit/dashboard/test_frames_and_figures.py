@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboard import episode_frames, figures, frames, markup, palette
@@ -111,7 +111,6 @@ def test_metrics_of_one_step_are_joined_and_the_last_word_wins():
     assert list(frame["a/y"].dropna()) == [3.0]
 
 
-@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=5000), st.integers(min_value=1, max_value=800))
 def test_thinning_keeps_within_the_limit_the_mean_and_the_last_step(n, limit):
     series = pd.Series(range(n), index=pd.RangeIndex(1, n + 1), dtype="float64")

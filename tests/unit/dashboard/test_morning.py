@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboard import changes, latencies, morning_markup, worktime
@@ -54,7 +54,6 @@ def a_run(run_id: str = "run-1", status: str = "training", minutes_ago: float = 
 shares = st.lists(st.floats(0, 0.19), min_size=len(CAUSES), max_size=len(CAUSES))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.1, 100), shares), min_size=1, max_size=20), st.integers(1, 9), st.floats(0, 500))
 def test_the_parts_of_the_time_add_up_to_what_was_paid_for(steps, workers, between_s) -> None:
     points, at = [], NOW
@@ -174,7 +173,6 @@ kinds = st.sampled_from(
 some_events = st.lists(st.tuples(kinds, st.integers(1, 3), st.integers(0, 60)), max_size=30)
 
 
-@settings(deadline=None)
 @given(some_events)
 def test_whatever_happens_in_whatever_order_every_incident_has_a_verdict_and_no_time_runs_backwards(drawn) -> None:
     events = [event(kind, f"s-{n}", at, f"sandbox sb-{n}: oom: x") for kind, n, at in drawn]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboard import text
@@ -47,7 +47,6 @@ def test_durations_read_as_people_say_them(seconds, said):
     assert text.duration(seconds) == said
 
 
-@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=1e9))
 def test_a_duration_always_has_a_unit_and_is_short(seconds):
     said = text.duration(seconds)
@@ -55,13 +54,11 @@ def test_a_duration_always_has_a_unit_and_is_short(seconds):
     assert said.split()[-1] in {"ms", "s", "min", "h", "d"}
 
 
-@settings(deadline=None)
 @given(st.floats(min_value=1e-12, max_value=1))
 def test_a_share_that_is_not_zero_never_reads_as_zero(share):
     assert text.percent(share) not in {"0%", "0.0%"}
 
 
-@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=1, exclude_max=True))
 def test_a_share_that_is_not_everything_never_reads_as_everything(share):
     assert text.percent(share) != "100%"

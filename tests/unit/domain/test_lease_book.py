@@ -155,7 +155,7 @@ class LeaseBookMachine(RuleBasedStateMachine):
                 assert self.acted[h.lease_id, h.epoch] == h.sandbox_id
 
 
-LeaseBookMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+LeaseBookMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50)
 TestLeaseBook = LeaseBookMachine.TestCase
 
 

@@ -164,7 +164,7 @@ def test_a_place_that_cannot_be_filled_again_says_why() -> None:
     count=st.integers(1, 3),
     slots=st.integers(1, 3),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_whatever_dies_every_request_ends_with_all_its_tokens(lengths, deaths, count, slots) -> None:
     async def main() -> None:
         fleet = Fleet(count, slots=slots, restarts=100)

@@ -88,7 +88,7 @@ def play(learner: RecoveringLearner | TorchLearner, folder: Path, every: int) ->
     return seen
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(deaths=st.lists(st.integers(0, 9), max_size=4), every=st.integers(1, 4))
 def test_whenever_it_dies_the_run_is_the_one_without_deaths(
     deaths: list[int], every: int, tmp_path_factory: pytest.TempPathFactory

@@ -86,7 +86,7 @@ def test_waad_and_fai_are_those_of_hugging_faces_eager_attention(config, tmp_pat
     assert found.fai_BT.any()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from([1, 200, 3000, 1 << 20]), st.integers(1, 12), st.integers(1, 12))
 def test_any_split_into_chunks_reads_the_same(seed, elements, window, low):
     model, (tokens, mask) = randomised(replace(QWEN3, layers=3), seed), conversation(seed)
@@ -98,7 +98,7 @@ def test_any_split_into_chunks_reads_the_same(seed, elements, window, low):
     assert_close(parts.fai_BNC, whole.fai_BNC, atol=1e-6, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(0, 9))
 def test_padding_and_other_rows_change_nothing(seed, padding):
     model, (tokens, mask) = randomised(replace(QWEN3, layers=3), seed), conversation(seed)

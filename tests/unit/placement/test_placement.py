@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from roll_core.cluster.memory import activation_bytes, engine_need, learner_need, parameter_count, trained_count
@@ -61,7 +61,6 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
 
 
-@settings(deadline=None)
 @given(recipes())
 def test_every_role_has_one_seat_and_bundles_hold_exactly_what_sits_in_them(given_recipe: Recipe) -> None:
     plan = make_plan(given_recipe, SMALL)
@@ -107,7 +106,6 @@ def test_what_cannot_share_a_gpu_is_refused() -> None:
         recipe(learner={"kind": "fsdp", "processes": 2}, placement={"ray": "auto", "learner": "colocated"})
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 3))
 def test_parameters_and_those_that_are_trained_are_counted_exactly(
     layers: int, heads: int, group: int, tie: bool, rank: int

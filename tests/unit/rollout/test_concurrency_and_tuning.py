@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from roll_core.engines.base import EngineStats
@@ -31,7 +31,6 @@ def reading(running: int, waiting: int, slots: int = 64) -> EngineStats:
     st.integers(1, 50),
     st.integers(50, 400),
 )
-@settings(deadline=None)
 def test_the_limit_stays_in_bounds_and_moves_the_right_way(readings, floor, ceiling) -> None:
     controller = ConcurrencyController(ConcurrencySettings(floor, ceiling), limit=floor)
     for step, (running, waiting, outside) in enumerate(readings):
@@ -45,7 +44,6 @@ def test_the_limit_stays_in_bounds_and_moves_the_right_way(readings, floor, ceil
 
 
 @given(st.floats(0.05, 1.0), st.integers(1, 60), st.sampled_from([0.5, 1.0]))
-@settings(deadline=None)
 def test_it_finds_how_many_episodes_fill_the_engine(share: float, start: int, fill: float) -> None:
     """A plant in which each episode spends ``share`` of its time in the engine."""
     controller = ConcurrencyController(ConcurrencySettings(fill=fill, ceiling=10_000), limit=start)
@@ -60,7 +58,6 @@ positive = st.floats(0.1, 100)
 
 
 @given(st.integers(2, 256), st.integers(1, 5000), positive, positive, positive, st.integers(1, 4), st.floats(0, 8))
-@settings(deadline=None)
 def test_the_split_is_at_least_as_good_as_at_beta(workers, samples, generate, longest, train, epochs, alpha) -> None:
     m = Measured(workers, samples, generate, longest, train, epochs)
     tail = longest / (alpha + 1)
@@ -72,7 +69,6 @@ def test_the_split_is_at_least_as_good_as_at_beta(workers, samples, generate, lo
 
 
 @given(st.integers(1, 256), positive, positive, positive)
-@settings(deadline=None)
 def test_alpha_zero_is_colocated_on_all_workers(workers, generate, longest, train) -> None:
     advice = recommend(Measured(workers, 100, generate, longest, train), alpha=0.0)
     assert (advice.placement, advice.train_workers) == ("colocated", workers)
@@ -80,7 +76,6 @@ def test_alpha_zero_is_colocated_on_all_workers(workers, generate, longest, trai
 
 
 @given(st.integers(2, 128), positive, positive, positive, positive)
-@settings(deadline=None)
 def test_a_split_is_only_advised_where_it_is_faster(workers, generate, longest, train, sync) -> None:
     advice = recommend(Measured(workers, 512, generate, longest, train, sync_s=sync))
     assert advice.predicted_s <= advice.synchronous_s
@@ -100,7 +95,6 @@ def test_fewer_workers_train_where_the_longest_generation_needs_emptier_engines(
 
 
 @given(st.integers(2, 160), st.floats(1, 8))
-@settings(deadline=None)
 def test_no_predicted_step_is_shorter_than_its_training_or_its_full_engines(workers: int, alpha: float) -> None:
     curve = EngineCurve(0.01, 0.0006, 64, 2464.0, 16384)
     advice = split_within_window(curve, alpha, workers=workers, **W5)
@@ -110,7 +104,6 @@ def test_no_predicted_step_is_shorter_than_its_training_or_its_full_engines(work
 
 
 @given(st.floats(0, 0.1), st.floats(0, 0.9))
-@settings(deadline=None)
 def test_redundancy_is_advised_for_what_was_measured(slow: float, filtered: float) -> None:
     advice = recommend(Measured(8, 256, 1.0, 10.0, 1.0, groups=32, slow_rate=slow, filtered_rate=filtered))
     none = recommend(Measured(8, 256, 1.0, 10.0, 1.0, groups=32))

@@ -65,7 +65,7 @@ def configs(draw: st.DrawFn) -> MachineSettings:
 
 
 @given(configs(), st.integers(), st.integers(1, 12), st.sampled_from([0.0, 0.1, 0.5]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bounds_hold_when_the_pace_changes_in_mid_run(config, seed, concurrency, void_rate) -> None:
     driver = Retuning(config, seed, concurrency, void_rate)
     driver.run(batches=5)
@@ -77,7 +77,7 @@ def test_bounds_hold_when_the_pace_changes_in_mid_run(config, seed, concurrency,
 
 
 @given(st.integers(), st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_once_what_was_started_before_is_through_a_lower_alpha_is_the_bound(seed, concurrency) -> None:
     driver = Driver(
         RolloutMachine(MachineSettings(3, 2, 2, order="finished", filter_zero_variance=False), TaskQueue(["a"], 0)),

@@ -137,7 +137,7 @@ def machine_settings(draw: st.DrawFn) -> MachineSettings:
 
 
 @given(machine_settings(), st.integers(), st.integers(1, 12), st.sampled_from([0.0, 0.1, 0.5]), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_order_of_events_keeps_every_invariant(config, seed, concurrency, void_rate, filtering) -> None:
     config = MachineSettings(
         **{f: getattr(config, f) for f in config.__slots__}
@@ -158,7 +158,7 @@ def test_any_order_of_events_keeps_every_invariant(config, seed, concurrency, vo
 
 
 @given(machine_settings(), st.integers(), st.integers(1, 12))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_restart_from_a_checkpoint_loses_and_doubles_nothing(config, seed, concurrency) -> None:
     rng = random.Random(seed)
     first = Driver(RolloutMachine(config, TaskQueue(["a", "b"], 0)), rng, concurrency, 0.1)
@@ -243,13 +243,11 @@ def test_a_void_trajectory_has_no_reward() -> None:
 
 
 @given(st.decimals(0, 8, places=2), st.integers(1, 5000))
-@settings(deadline=None)
 def test_capacity_rounds_down_exactly(alpha, samples) -> None:
     assert Admission(float(alpha), samples).capacity == math.floor((1 + alpha) * samples)
 
 
 @given(alphas, st.integers(1, 20), st.integers(0, 80), st.integers(0, 5), st.integers(0, 5), st.integers(0, 1))
-@settings(deadline=None)
 def test_what_is_admitted_is_fresh_in_the_batch_it_reaches(alpha, samples, held, ahead, version, training) -> None:
     admission = Admission(alpha, samples)
     if admission.may_start(held=held, batches_ahead=ahead, engine_version=version, next_version=version + training):
@@ -268,7 +266,6 @@ def test_the_ledger_refuses_to_book_twice() -> None:
 
 
 @given(st.integers(1, 7), st.integers(), st.integers(0, 30))
-@settings(deadline=None)
 def test_tasks_come_once_per_pass_and_continue_from_any_position(count, seed, position) -> None:
     tasks = [str(i) for i in range(count)]
     queue = TaskQueue(tasks, seed)

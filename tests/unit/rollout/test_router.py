@@ -139,7 +139,7 @@ def test_an_abort_ends_a_request_wherever_it_is() -> None:
     st.integers(1, 3),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_request_ends_and_nothing_is_left_behind(requests, count, slots, replicate) -> None:
     async def main() -> None:
         members = engines(count, slots)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rock.domain.errors import EnvironmentError as EnvironmentFailed
@@ -37,7 +37,6 @@ def test_when_every_task_is_in_quarantine_all_are_tried_again() -> None:
 
 
 @given(st.sets(st.sampled_from("abcdef"), max_size=5), st.integers(0, 50))
-@settings(deadline=None)
 def test_the_others_come_in_the_order_they_would_have_come_in(left_out: set[str], seed: int) -> None:
     plain, queue = TaskQueue(list("abcdef"), seed), TaskQueue(list("abcdef"), seed)
     for task in left_out:

@@ -136,7 +136,7 @@ async def small_queues() -> AsyncIterator[None]:
         following.MAX_BEHIND, following._PAGE = before
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from(["a", "b", "read", "read", "hang up"]), max_size=40),
     st.sampled_from([(), ("a",)]),

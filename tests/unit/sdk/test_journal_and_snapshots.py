@@ -94,7 +94,7 @@ class Book:
         pass
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(EVENTS, ACTIONS), max_size=30), st.integers(1, 4))
 def test_every_answer_is_that_of_an_undisturbed_episode(plan: list[tuple[str, int]], every: int) -> None:
     async def main() -> None:

@@ -16,7 +16,7 @@ ENGINE = EngineModel(0.008, 0.0004, 8)
 
 
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 4), st.integers(0, 1000))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_scheduler_never_beats_who_knows_every_length(groups: int, size: int, engines: int, seed: int) -> None:
     workload = Workload("w", engines, ENGINE, Lengths(300, 0.7, 0.4, cap=2000), groups=groups, group_size=size)
     outcome = simulate(workload, Policy(), seed=seed)
@@ -25,7 +25,6 @@ def test_the_scheduler_never_beats_who_knows_every_length(groups: int, size: int
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=60), st.integers(1, 8))
-@settings(deadline=None)
 def test_the_bound_is_at_least_the_work_and_the_longest(lengths: list[int], engines: int) -> None:
     bound_s = clairvoyant_s(lengths, ENGINE, engines)
     assert bound_s >= max(lengths) * ENGINE.token_s(1) * (1 - 1e-9)

@@ -107,7 +107,7 @@ def test_a_dead_engine_refuses_everybody() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.floats(0, 3)), min_size=1, max_size=20), st.integers(1, 5))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_request_ends_once_with_its_length(requests: list[tuple[int, float]], slots: int) -> None:
     async def main() -> None:
         e = engine(slots=slots)

@@ -39,7 +39,7 @@ SMALL = Workload(
     st.sampled_from([None, 0.5, 1.0]),
     st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_staleness_never_exceeds_alpha(alpha, order, train_workers, members, groups, fill, seed) -> None:
     policy = Policy(
         alpha,

@@ -66,7 +66,7 @@ def on_their_way(draw: st.DrawFn) -> list[list[EpisodeRecord]]:
     return [arrived[a:b] for a, b in zip([0, *cuts], [*cuts, len(arrived)], strict=True)]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=on_their_way(), together=st.booleans())
 def test_doubled_reordered_and_concurrent_reports_leave_one_truth(
     opened: Callable[..., Any], batches: list[list[EpisodeRecord]], together: bool

@@ -210,7 +210,7 @@ reports = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(reports=reports, number=st.integers(0, 10**12))
 def test_the_sums_equal_a_scan_whatever_is_reported_again(
     opened: Callable[..., Any], reports: list[list[EpisodeRecord]], number: int

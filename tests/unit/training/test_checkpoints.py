@@ -55,7 +55,7 @@ def save_learner(directory: Path) -> None:
 
 
 @given(st.lists(groups, max_size=3).map(tuple))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_state_comes_back_as_it_was(saved) -> None:
     adapter = TypeAdapter(TrainerState)
     assert adapter.validate_json(adapter.dump_json(state(3, saved))) == state(3, saved)

@@ -31,7 +31,7 @@ def texts(path: Path) -> list[bytes]:
     st.integers(80, 600),
     st.integers(0, 30),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_newest_lines_are_kept_whole_within_the_limit(lines, max_bytes: int, torn: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.jsonl"
@@ -99,7 +99,7 @@ def through_the_log(trajectory: Trajectory) -> Trajectory:
 
 
 @given(st.lists(trajectories(), min_size=2, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_batch_from_the_log_is_bit_for_bit_the_one_that_was_trained_on(members) -> None:
     before, after = ([Group("g", "t", tuple(group))] for group in (members, [through_the_log(m) for m in members]))
     batches = make_batch(before), make_batch(after)

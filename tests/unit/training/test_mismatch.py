@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from roll_core.algorithms.mismatch import MismatchMeter
@@ -44,7 +44,6 @@ def test_the_numbers_are_those_of_their_formulas_by_lag() -> None:
     assert not any("_at_1" in name for name in values)  # no token is one version old
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 6), st.booleans()), min_size=1, max_size=20), st.data())
 def test_a_batch_may_come_in_parts_and_masked_tokens_do_not_count(
     tokens: list[tuple[float, int, bool]], data: st.DataObject
@@ -127,7 +126,6 @@ def test_a_value_that_is_no_number_is_beyond_every_limit_and_a_missing_one_says_
     assert told(found, KL, math.nan) == [True]
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 0.05), max_size=60), st.integers(1, 4))
 def test_alarms_begin_and_end_in_turn_and_never_within_the_patience(values: list[float], patience: int) -> None:
     found = DriftDetector((Line(KL, 0.0, 0.01, "x"),), patience=patience)

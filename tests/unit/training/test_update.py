@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -189,7 +189,6 @@ def test_normalised_advantages_have_mean_zero_and_deviation_one(how: str) -> Non
     assert (found * (1 - batch.mask_BT) == 0).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 1000))
 def test_turns_and_tokens_go_back_and_forth(lengths: list[int], seed: int) -> None:
     """What a turn has is on each of its tokens, and their first is the turn's again."""

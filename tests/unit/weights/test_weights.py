@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from roll_core.errors import WeightsTorn, WrongBase
@@ -58,7 +58,6 @@ def test_whole_weights_are_read_as_they_were_packed(sent: Weights, block: int) -
     assert same(unpack(pack(sent, block_bytes=block)), sent)
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(1, 40))
 def test_changes_on_top_of_what_is_held_are_the_new_version_and_leave_the_old_alone(
     data: st.DataObject, block: int
@@ -74,7 +73,6 @@ def test_changes_on_top_of_what_is_held_are_the_new_version_and_leave_the_old_al
     assert same(Weights(before.version, kept), before), "nothing is shared"
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_whatever_byte_is_damaged_no_other_policy_comes_out(data: st.DataObject) -> None:
     before = data.draw(weights())

@@ -54,7 +54,7 @@ def parts(config: ModelConfig, layout: Layout, tensors: dict) -> dict[tuple[int,
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut_models())
 def test_there_and_back_gives_the_same_bits(cut: tuple[ModelConfig, Layout]) -> None:
     config, layout = cut
@@ -70,7 +70,7 @@ def test_there_and_back_gives_the_same_bits(cut: tuple[ModelConfig, Layout]) -> 
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut_models())
 def test_every_number_lies_in_one_shard_and_norms_in_all(cut: tuple[ModelConfig, Layout]) -> None:
     config, layout = cut

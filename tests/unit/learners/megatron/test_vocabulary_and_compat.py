@@ -14,7 +14,7 @@ from roll_core.learners.megatron.vocabulary import vocab_parallel_score
 torch.set_num_threads(1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6), st.integers(1, 5), st.integers(2, 9), st.integers(0, 4), st.sampled_from([1.0, 0.7]),
     st.sampled_from([1.0, 100.0]),
