@@ -72,6 +72,9 @@ def _reports(router: APIRouter, control: Control) -> None:
         outcome: Literal["", "completed", "truncated", "void", "cancelled"] = "",
         ledger: LedgerState | None = None,
         success: Annotated[bool | None, Query(description="False: the policy failed; void is neither.")] = None,
+        reward_min: Annotated[float | None, Query(description="Inclusive; leaves out those without a reward.")] = None,
+        reward_max: Annotated[float | None, Query(description="Inclusive; leaves out those without a reward.")] = None,
+        group: Annotated[str, Query(max_length=64, description="The id of their group.")] = "",
         task: Annotated[str, Query(max_length=256, description="Part of the task's name.")] = "",
         text: Annotated[
             str, Query(max_length=256, description="Words, each in the task, reason, episode's or sandbox's id.")
@@ -79,7 +82,10 @@ def _reports(router: APIRouter, control: Control) -> None:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         offset: Annotated[int, Query(ge=0)] = 0,
     ) -> EpisodePage:
-        which = EpisodeFilter(phase=phase, outcome=outcome, ledger=ledger, success=success, task=task, text=text)
+        which = EpisodeFilter(
+            phase=phase, outcome=outcome, ledger=ledger, success=success, reward_min=reward_min, reward_max=reward_max,
+            group=group, task=task, text=text,
+        )  # fmt: skip
         return await control.runs.episodes(run_id, which, limit=limit, offset=offset)
 
     @router.get("/{run_id}/episodes/{episode_id}", summary="One episode, turn by turn")

@@ -415,6 +415,9 @@ class Rock:
         outcome: str | None = None,
         ledger: LedgerState | str | None = None,
         success: bool | None = None,
+        reward_min: float | None = None,
+        reward_max: float | None = None,
+        group: str | None = None,
         task: str | None = None,
         text: str | None = None,
         limit: int = 100,
@@ -424,6 +427,8 @@ class Rock:
 
         Args:
             success: True or False for the episodes that the policy won or lost; void ones are neither.
+            reward_min: inclusive, as is ``reward_max``; both leave out episodes without a reward.
+            group: the id of their group, exactly.
             task: part of the task's name.
             text: words, each of which occurs in the task, the reason, or the id of the episode or its sandbox.
         """
@@ -434,6 +439,9 @@ class Rock:
             outcome=outcome,
             ledger=ledger,
             success=success,
+            reward_min=reward_min,
+            reward_max=reward_max,
+            group=group,
             task=task,
             text=text,
             limit=limit,

@@ -206,7 +206,7 @@ class RunStore:
         """The newest first, without turns. ``total`` comes from the ledger's sums where they know it."""
         # The page's keys first, from an index alone: skipping 100,000 wide rows would read them all.
         keys = select(EpisodeRow.ended_at, EpisodeRow.id).where(EpisodeRow.run_id == run_id, *_conditions(which))
-        if which.success is None and not which.task and not which.text.split():
+        if _summed(which):
             count = select(func.coalesce(func.sum(LedgerRow.episodes), 0)).where(
                 LedgerRow.run_id == run_id, *_sum_conditions(which)
             )
@@ -274,6 +274,12 @@ class RunStore:
         )
 
 
+def _summed(which: EpisodeFilter) -> bool:
+    """Whether the ledger's sums can tell how many there are."""
+    unsummed = (which.success, which.reward_min, which.reward_max)
+    return all(value is None for value in unsummed) and not (which.group or which.task or which.text.split())
+
+
 def _conditions(which: EpisodeFilter) -> list[ColumnElement[bool]]:
     row = EpisodeRow
     found: list[ColumnElement[bool]] = []
@@ -285,6 +291,12 @@ def _conditions(which: EpisodeFilter) -> list[ColumnElement[bool]]:
         found.append(row.ledger == which.ledger.value)
     if which.success is not None:
         found += [row.success == which.success, row.outcome.in_(("completed", "truncated"))]
+    if which.reward_min is not None:
+        found.append(row.reward >= which.reward_min)
+    if which.reward_max is not None:
+        found.append(row.reward <= which.reward_max)
+    if which.group:
+        found.append(row.group_id == which.group)
     if which.task:
         found.append(row.task.icontains(which.task, autoescape=True))
     for word in which.text.split():

@@ -154,18 +154,41 @@ def test_pages_are_filtered_ordered_and_counted(opened: Callable[..., Any]) -> N
     asyncio.run(main())
 
 
-def test_episodes_are_found_by_success_task_and_words(opened: Callable[..., Any]) -> None:
+def test_episodes_are_found_by_success_reward_group_task_and_words(opened: Callable[..., Any]) -> None:
     episodes = [
         episode(1, task="heat_50%_Mug", success=True, sandbox_id="sb-aa"),
-        episode(2, task="heat_500_mug", success=False, outcome="truncated", reason="Step limit", sandbox_id="sb-bb"),
-        episode(3, task="cool_pan", success=False, sandbox_id="sb-cc", phase="eval"),
-        episode(4, task="cool_pan", success=False, outcome="void", reason="sandbox lost", sandbox_id="sb-dd"),
-        episode(5, task="cool_pan", success=None, outcome="cancelled"),
+        episode(
+            2,
+            task="heat_500_mug",
+            success=False,
+            outcome="truncated",
+            reason="Step limit",
+            sandbox_id="sb-bb",
+            reward=-0.5,
+            group_id="g-1",
+        ),
+        episode(3, task="cool_pan", success=False, sandbox_id="sb-cc", phase="eval", reward=0.25, group_id="g-1"),
+        episode(
+            4,
+            task="cool_pan",
+            success=False,
+            outcome="void",
+            reason="sandbox lost",
+            sandbox_id="sb-dd",
+            reward=None,
+            group_id="g-10",
+        ),
+        episode(5, task="cool_pan", success=None, outcome="cancelled", reward=None),
     ]
     expected: list[tuple[dict[str, Any], list[int]]] = [
         ({"success": True}, [1]),
         ({"success": False}, [3, 2]),
         ({"success": False, "phase": "eval"}, [3]),
+        ({"reward_min": -0.5}, [3, 2, 1]),
+        ({"reward_min": 0.25, "reward_max": 0.9}, [3]),
+        ({"reward_max": 0.0}, [2]),
+        ({"group": "g-1"}, [3, 2]),
+        ({"group": "g-1", "reward_min": 0.0}, [3]),
         ({"task": "MUG"}, [2, 1]),
         ({"task": "50%_"}, [1]),
         ({"task": "sb-aa"}, []),
