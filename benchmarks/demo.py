@@ -33,7 +33,7 @@ from rich.table import Table
 
 from dashboard import server as dashboard
 from rock.cli._errors import told_to_people
-from rock.runtimes.docker import new_client
+from rock.runtimes.docker_daemon import new_client
 from rock.sdk import Conflict, LedgerState, PlatformUnavailable, RockError, RockSync
 from rock.sdk.home import DEFAULT_HOST, DEFAULT_PORT
 from rock.wire.models import RunView, SandboxView

@@ -46,7 +46,7 @@ from rock.domain.errors import RockError
 from rock.domain.outcome import LedgerState, Void
 from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
-from rock.runtimes.docker import check_docker
+from rock.runtimes.docker_daemon import check_docker
 from rock.sdk import Rock, RunStatus
 from rock.sdk.home import rock_home
 from roll_core.config import Recipe, load_recipe, to_yaml

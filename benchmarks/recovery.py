@@ -33,7 +33,8 @@ from benchmarks._measuring import home, machine, percentile, platform
 from rock.domain.errors import RockError
 from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
-from rock.runtimes.docker import LABEL_INSTANCE, check_docker, new_client
+from rock.runtimes.docker import LABEL_INSTANCE
+from rock.runtimes.docker_daemon import check_docker, new_client
 from rock.sdk import EnvSession, EventView, Rock
 from rock.sdk.home import rock_home
 

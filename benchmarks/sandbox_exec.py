@@ -34,7 +34,8 @@ from typing import Any
 
 from benchmarks._measuring import home, machine, p50_ms, percentile, platform
 from benchmarks.sandbox_latency import docker_exec, nothing_starts
-from rock.runtimes.docker import BASE_TAG, check_docker, new_client
+from rock.runtimes.docker import BASE_TAG
+from rock.runtimes.docker_daemon import check_docker, new_client
 from rock.runtimes.images import ensure_base_image
 from rock.sdk import Limits, Rock, Sandbox, SandboxSpec
 

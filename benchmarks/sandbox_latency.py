@@ -38,7 +38,8 @@ from docker.api import APIClient
 from benchmarks._measuring import home, machine, p50_ms, p99_ms, percentile, platform
 from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
-from rock.runtimes.docker import BASE_TAG, check_docker, host_config, new_client
+from rock.runtimes.docker import BASE_TAG, host_config
+from rock.runtimes.docker_daemon import check_docker, new_client
 from rock.runtimes.images import ensure_base_image
 from rock.runtimes.shared import UNPRIVILEGED
 from rock.sdk import EnvSession, Rock, SandboxSpec

@@ -24,7 +24,8 @@ from rock.cli import _state
 from rock.cli._sweep import left_behind, own_processes, shared_directories, usable_runtimes
 from rock.cluster.settings import instance_of, run_dir_of
 from rock.domain.errors import RockError
-from rock.runtimes.docker import LABEL_HOME, LABEL_INSTANCE, LABEL_SANDBOX, LABEL_SNAPSHOT, check_docker
+from rock.runtimes.docker import LABEL_HOME, LABEL_INSTANCE, LABEL_SANDBOX, LABEL_SNAPSHOT
+from rock.runtimes.docker_daemon import check_docker
 from rock.runtimes.images import docker_client
 from rock.wire.models import LeaseView, SandboxView
 

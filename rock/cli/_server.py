@@ -131,7 +131,7 @@ def fallback_reason(asked: str, got: str) -> str:
     if asked != "auto" or got == "docker":
         return ""
     from rock.cli._output import escape
-    from rock.runtimes.docker import check_docker
+    from rock.runtimes.docker_daemon import check_docker
 
     found = check_docker()
     return escape(f"Sandboxes run under {got}, not Docker: {found.detail}. {found.remedy}")

@@ -127,7 +127,7 @@ def _needs_image(runtime: str) -> bool:
         raise typer.BadParameter(f"{runtime!r} is none of auto, docker, bubblewrap", param_hint="--runtime")
     if runtime != "auto":
         return runtime == "docker"
-    from rock.runtimes.docker import check_docker
+    from rock.runtimes.docker_daemon import check_docker
 
     return check_docker().ok
 

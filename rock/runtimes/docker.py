@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
-import shutil
-import stat
 import sys
 import threading
 import time
@@ -25,13 +22,13 @@ import requests
 from docker.api import APIClient
 from docker.errors import APIError, DockerException, NotFound
 from docker.types import LogConfig, Ulimit
-from docker.utils import kwargs_from_env
 
 from rock.domain.detection import Look, Seen
 from rock.domain.errors import ImageNotFound, InvalidRequest, RockError, RuntimeUnavailable
 from rock.runtimes import docker_snapshots
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.cgroups import docker_groups, oom_kills_in
+from rock.runtimes.docker_daemon import CALL_TIMEOUT_S, THREADS, check_docker, new_client, translated
 from rock.runtimes.docker_events import EventThread
 from rock.runtimes.image_uses import note_use
 from rock.runtimes.looking import look_at_guest, look_in_groups
@@ -40,9 +37,6 @@ from rock.wire.models import SandboxSpec
 
 T = TypeVar("T")
 
-# More calls at once do not make the daemon start containers any quicker (2.5-5.5 a second on two cores).
-_THREADS = 8
-_CALL_TIMEOUT_S = 60.0
 _LOG_OPTIONS = {"max-size": "1m", "max-file": "1"}
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -76,7 +70,7 @@ class DockerRuntime:
         self._base_url = base_url
         self._client: APIClient | None = None
         self._client_lock = threading.Lock()
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
 
     # --- the Runtime protocol -----------------------------------------------------------------------------------------
 
@@ -120,7 +114,7 @@ class DockerRuntime:
         return await self._call(lambda: docker_snapshots.disk_used(self._api()))
 
     async def watch(self) -> AsyncIterator[RuntimeEvent]:
-        client = functools.partial(new_client, self._base_url, _CALL_TIMEOUT_S)
+        client = functools.partial(new_client, self._base_url, CALL_TIMEOUT_S)
         events = EventThread(client, self._label_filter, LABEL_SANDBOX, asyncio.get_running_loop())
         try:
             while True:
@@ -143,7 +137,7 @@ class DockerRuntime:
     def _api(self) -> APIClient:
         with self._client_lock:
             if self._client is None:
-                self._client = new_client(self._base_url, _CALL_TIMEOUT_S)
+                self._client = new_client(self._base_url, CALL_TIMEOUT_S)
             return self._client
 
     def _ensure_image(self, image: str) -> str:
@@ -192,11 +186,11 @@ class DockerRuntime:
         except APIError as error:
             if error.status_code != 409:  # somebody else is removing it already: wait until it is gone
                 raise
-        deadline = time.monotonic() + _CALL_TIMEOUT_S
+        deadline = time.monotonic() + CALL_TIMEOUT_S
         while self._exists(api, handle):
             if time.monotonic() > deadline:
                 raise RuntimeUnavailable(
-                    f"container {handle[:12]} is still there {_CALL_TIMEOUT_S:g} s after its removal was asked for",
+                    f"container {handle[:12]} is still there {CALL_TIMEOUT_S:g} s after its removal was asked for",
                     hint=f"Try: docker rm -f {handle[:12]}",
                 )
             time.sleep(0.02)
@@ -275,7 +269,7 @@ class DockerRuntime:
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         """In one of our threads, with Docker's errors in our vocabulary."""
-        return await self._in_thread(_translated, function, *args)
+        return await self._in_thread(translated, function, *args)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, functools.partial(function, *args))
@@ -307,13 +301,6 @@ def host_config(api: APIClient, spec: SandboxSpec, shared_dir: Path, uid: int, g
     return config
 
 
-def new_client(base_url: str | None, timeout_s: float | None) -> APIClient:
-    settings = kwargs_from_env()
-    if base_url:
-        settings["base_url"] = base_url
-    return APIClient(version="auto", timeout=timeout_s, num_pools=_THREADS, **settings)
-
-
 def image_not_found(image: str) -> ImageNotFound:
     if image.startswith("rock-env-"):
         name = image.removeprefix("rock-env-").partition(":")[0]
@@ -335,73 +322,3 @@ def refused_start(spec: SandboxSpec, error: Exception) -> RockError:
     if isinstance(error, APIError) and error.is_client_error():
         return InvalidRequest(f"Docker refuses to start {spec.image}: {text}", cause=text)
     return RuntimeUnavailable(f"Docker could not start {spec.image}: {text}", hint="Try: rock doctor", cause=text)
-
-
-def _translated(function: Callable[..., T], *args: Any) -> T:
-    try:
-        return function(*args)
-    except RockError:
-        raise
-    except APIError as error:
-        text = str(error.explanation or error)
-        if error.is_client_error():
-            raise InvalidRequest(f"Docker refuses: {text}", cause=str(error)) from error
-        raise RuntimeUnavailable(f"Docker failed: {text}", hint="Try: rock doctor", cause=str(error)) from error
-    except requests.Timeout as error:
-        raise RuntimeUnavailable(
-            f"Docker did not answer within {_CALL_TIMEOUT_S:g} s", hint="Try: rock doctor", cause=str(error)
-        ) from error
-    except (DockerException, requests.RequestException) as error:
-        found = check_docker()
-        raise RuntimeUnavailable(
-            f"Docker cannot be used: {found.detail if not found.ok else error}", hint=found.remedy, cause=str(error)
-        ) from error
-
-
-# --- is it there? -----------------------------------------------------------------------------------------------------
-
-
-def check_docker(base_url: str | None = None) -> Availability:
-    """Whether the daemon answers; if not, which of the usual reasons it is. Blocking, at most 5 s."""
-    host = base_url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    try:
-        client = new_client(base_url, 5.0)
-    except (DockerException, requests.RequestException, OSError) as error:
-        return _why_not(host, error)
-    try:
-        version = client.version()
-        return Availability(True, f"Docker {version.get('Version', '?')}")
-    except (DockerException, requests.RequestException, OSError) as error:
-        return _why_not(host, error)
-    finally:
-        client.close()
-
-
-def _why_not(host: str, error: Exception) -> Availability:
-    if not host.startswith("unix://"):
-        return Availability(False, f"no Docker daemon answers at {host}: {error}", "Check DOCKER_HOST.")
-    path = Path(host.removeprefix("unix://"))
-    try:
-        is_socket = stat.S_ISSOCK(path.stat().st_mode)
-    except PermissionError:
-        return _no_permission(path)
-    except OSError:
-        is_socket = False
-    if is_socket and not os.access(path, os.W_OK):
-        return _no_permission(path)
-    if shutil.which("dockerd") is None and not is_socket:
-        return Availability(
-            False,
-            f"Docker is not installed (no dockerd, no socket {path})",
-            "Install it: sudo apt-get install docker.io    (or see https://docs.docker.com/engine/install)",
-        )
-    start = "sudo systemctl start docker" if Path("/run/systemd/system").is_dir() else "sudo dockerd &"
-    return Availability(False, f"Docker is installed but its daemon does not answer at {path}", f"Start it: {start}")
-
-
-def _no_permission(path: Path) -> Availability:
-    return Availability(
-        False,
-        f"permission denied on Docker's socket {path}",
-        "Join its group and log in again: sudo usermod -aG docker $USER",
-    )

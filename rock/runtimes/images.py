@@ -26,7 +26,8 @@ from docker.errors import DockerException, NotFound
 from docker.utils.build import exclude_paths
 
 from rock.domain.errors import ImageBuildFailed, InvalidRequest, RuntimeUnavailable
-from rock.runtimes.docker import BASE_TAG, PYTHON, check_docker, new_client
+from rock.runtimes.docker import BASE_TAG, PYTHON
+from rock.runtimes.docker_daemon import check_docker, new_client
 from rock.runtimes.rootfs import recipe, write_rootfs
 
 OnLine = Callable[[str], None]

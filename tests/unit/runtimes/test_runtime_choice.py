@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rock.domain.errors import InvalidRequest, RuntimeUnavailable
-from rock.runtimes import docker as docker_module
-from rock.runtimes.docker import check_docker
+from rock.runtimes import docker_daemon as docker_module
+from rock.runtimes.docker_daemon import check_docker
 from rock.runtimes.select import choose_runtime
 from rock.runtimes.shared import guest_argv, socket_path, user_of
 from rock.wire.models import SandboxSpec
