@@ -1,0 +1,38 @@
+"""Environments and their tasks."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rock.wire.models.leases import Recovery
+from rock.wire.models.message import Message
+
+
+class EnvView(Message):
+    name: str
+    version: str
+    description: str
+    recovery: Recovery
+    built: bool
+    image: str = ""
+    bundle_digest: str = ""
+    splits: dict[str, int] = Field(default_factory=dict)
+    """Number of tasks per split; empty until built."""
+    loosened: tuple[str, ...] = ()
+    build_detail: str = ""
+    snapshot_every: int = 0
+    """Steps between two snapshots, for one that recovers by them."""
+    judge: str = ""
+    """The environment that judges its submissions, in a sandbox of its own; empty: it gives rewards itself."""
+    episode_s: float = 0.0
+    """Deadlines the environment declares for a whole episode, its scoring and its clean-up; 0: none."""
+    scoring_s: float = 0.0
+    cleanup_s: float = 0.0
+    objectives: dict[str, float] = Field(default_factory=dict)
+    """Within how many seconds 95 of 100 should be done, by what is measured (``open``, ``reset``, ``step``)."""
+
+
+class TaskList(Message):
+    env: str
+    split: str
+    tasks: tuple[str, ...]

@@ -1,0 +1,162 @@
+"""What a sandbox is, how it is seen, what was known when it failed, and one-off work in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rock.domain.sandbox import SandboxState
+from rock.wire.models.message import Message
+
+SNAPSHOT_PREFIX = "rock-snapshot:"
+"""How the images begin that are made of a lease's sandbox, to go on from when it is lost."""
+
+
+class Limits(Message):
+    """What a sandbox may use at most. Memory includes swap: there is none beyond it."""
+
+    cpus: Annotated[float, Field(gt=0, le=256)] = 1.0
+    memory_bytes: Annotated[int, Field(ge=16 << 20)] = 512 << 20
+    pids: Annotated[int, Field(ge=8)] = 128
+    tmpfs_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    open_files: Annotated[int, Field(ge=64)] = 1024
+    file_size_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+
+
+class SandboxSpec(Message):
+    """Everything that decides what a sandbox is. Two equal specs are interchangeable, so a spec is a pool's key."""
+
+    image: str
+    """Docker tag, or under bubblewrap the name of a bundle or ``host``. Empty in a request: the runtime's default."""
+    env: str = ""
+    """Environment hosted by the guest, as the environment's name; empty for a plain sandbox."""
+    entry: str = ""
+    """``module:Class`` of the environment, importable inside the sandbox."""
+    python_path: tuple[str, ...] = ()
+    """Directories inside the sandbox put on the env process's module path."""
+    environ: dict[str, str] = Field(default_factory=dict)
+    limits: Limits = Limits()
+    network: Literal["none", "bridge"] = "none"
+    read_only: bool = True
+    user: str = ""
+    """``uid:gid`` inside; empty means an unprivileged user chosen by the runtime."""
+    workdir: str = "/tmp"
+
+    @property
+    def digest(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def from_snapshot(self) -> bool:
+        """Whether it is one lease's alone: started from what was kept of its sandbox."""
+        return self.image.startswith(SNAPSHOT_PREFIX)
+
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """The settings that are less safe than the default, for people to see."""
+        out = []
+        if self.network != "none":
+            out.append(f"network={self.network}")
+        if not self.read_only:
+            out.append("writable root")
+        if self.user.split(":")[0] in {"0", "root"}:
+            out.append("user=root")
+        return tuple(out)
+
+
+class Endpoint(Message):
+    """Where a sandbox's guest is reached. On the node's own machine the socket is quicker; the gateway always works."""
+
+    node: str
+    socket_path: str = ""
+    gateway_host: str = ""
+    gateway_port: int = 0
+
+
+class ProbeResult(Message):
+    """One look at a guest by the node's own socket."""
+
+    at: datetime
+    ok: bool
+    latency_s: float
+    """Seconds to the answer, or until the probe gave up."""
+    detail: str = ""
+
+
+class Pressure(Message):
+    """How busy the machine was. Shares are 0 to 1."""
+
+    cpu: float = 0.0
+    memory: float = 0.0
+    load_per_cpu: float = 0.0
+    disk: float = 0.0
+
+
+class Evidence(Message):
+    """What was known when a sandbox failed. Kept with it for good."""
+
+    cause: str
+    """Short and stable, for counting: ``exited``, ``oom``, ``removed``, ``paused``, ``frozen`` (stopped by a signal),
+    ``probe`` (silent without proof), ``guest_lost``, ``env_dead``, ``slow``, ``disk``, ``start_failed``,
+    ``start_timeout``."""
+    detail: str = ""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    """The kernel killed something in it for its memory, the main process or a child."""
+    last_output: tuple[str, ...] = ()
+    probes: tuple[ProbeResult, ...] = ()
+    """The last ones, oldest first."""
+    pressure: Pressure | None = None
+    detected_after_s: float | None = None
+    """Seconds from the last sign of life to the verdict."""
+
+
+class SandboxView(Message):
+    id: str
+    state: SandboxState
+    node: str
+    runtime: str
+    spec: SandboxSpec
+    lease_id: str = ""
+    run_id: str = ""
+    created_at: datetime
+    changed_at: datetime
+    start_s: float | None = None
+    """Seconds from the runtime's start call to the guest's first answer."""
+    handle: str = ""
+    """The runtime's own name of it: a container id, a process id."""
+    evidence: Evidence | None = None
+    meaning: str = ""
+    """What its state means, in a sentence."""
+    oom_kills: int = 0
+    """How often the kernel killed something in it for its memory. A child's death alone is no failure."""
+    env_deaths: int = 0
+    """How often its environment's process died and its guest dealt with that."""
+    slow: str = ""
+    """In what way it is slower than others of its kind; empty if it is not."""
+
+
+class ExecRequest(Message):
+    argv: Annotated[tuple[str, ...], Field(min_length=1)]
+    cwd: str = ""
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    max_output_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+
+
+class ExecResult(Message):
+    exit_code: int
+    stdout: str
+    stderr: str
+    truncated: bool = False
+    timed_out: bool = False
+    duration_s: float = 0.0
+
+
+class LogView(Message):
+    lines: tuple[str, ...]
