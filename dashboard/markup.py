@@ -205,6 +205,9 @@ def episode_banner(episode: EpisodeRecord) -> str:
         "cancelled": "Cancelled before its end. It counts for nothing.",
     }[result]
     why = f" Reason: {episode.reason}." if episode.reason else ""
+    if episode.recoveries:
+        times = text.plural(episode.recoveries, "time")
+        why += f" Its sandbox was lost {times} in mid-episode, and the episode replayed in another."
     return banner(Sentence(RESULT_TONES[result], said + why))
 
 
@@ -214,22 +217,35 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="rk-facts">{cells}</dl>'
 
 
-def turn_card(index: int, turn: TurnRecord, *, previous_version: int | None = None) -> str:
-    """One exchange: what the policy saw, what it said, what it did, and what that cost and earned."""
+def turn_card(
+    index: int,
+    turn: TurnRecord,
+    *,
+    previous_version: int | None = None,
+    advantage: float | None = None,
+    recovered: Sequence[str] = (),
+) -> str:
+    """One exchange: what the policy saw, what it said, what it did, and what that cost and earned. ``advantage``: the
+    mean of its tokens; ``recovered``: how it went on after each loss of the sandbox in this turn."""
     newer = previous_version is not None and turn.policy_version != previous_version
     version = f"policy v{turn.policy_version}" + (" (new weights)" if newer else "")
     meta = [
         f"{turn.tokens:,} tokens",
         version,
         f"mean log-prob {turn.mean_logprob:.3f}",
+        *([f"mean advantage {advantage:+.3f}"] if advantage is not None else []),
         f"generate {text.duration(turn.generate_s)}",
         f"environment {text.duration(turn.env_s)}",
     ]
     tone = Tone.GOOD if turn.reward > 0 else Tone.BAD if turn.reward < 0 else Tone.FAINT
     reward = chip(f"reward {text.number(turn.reward)}", tone)
+    lost = "".join(
+        f'<p class="rk-lost">{chip("recovered", Tone.VOID)} <span class="rk-note">{escape(said)}</span></p>'
+        for said in recovered
+    )
     return (
         f'<article class="rk-turn"><div class="rk-turn-no" title="turn {index}">{index}</div><div class="rk-turn-body">'
-        f'<div class="rk-label">observation</div>{_foldable(turn.observation)}'
+        f'{lost}<div class="rk-label">observation</div>{_foldable(turn.observation)}'
         f'<div class="rk-label">response</div><pre class="rk-said">{_response(turn.response)}</pre>'
         f'<div class="rk-act"><span class="rk-label">action</span><code>{escape(turn.action) or "(none)"}</code>'
         f"{reward}"

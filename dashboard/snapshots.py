@@ -15,6 +15,8 @@ from dashboard.incidents import PLATFORM_KINDS, RUN_KINDS
 from rock.sdk import (
     EnvView,
     EpisodePage,
+    EpisodeRecord,
+    EpisodeRhythm,
     EventView,
     Forbidden,
     Health,
@@ -22,6 +24,7 @@ from rock.sdk import (
     LedgerView,
     MetricPoint,
     NodeView,
+    NotFound,
     QuarantineView,
     Rock,
     RunView,
@@ -35,6 +38,7 @@ RUN_EVENTS = 500
 RECHECKED_STEPS = 5  # of the steps known already, the last ones are asked for again: an evaluation may add to them
 WHOLE_EVERY_S = 60.0  # then all of them: a resumed run reports older steps again
 PAGE_SIZE = 50
+GROUP_SIZE = 200  # episodes shown of one group
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +155,15 @@ async def is_admin(rock: Rock) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to look for. ``text``: words of a task, an episode, a reason or a sandbox; empty fields match everything."""
+    """What to look for. ``text``: words of a task, an episode, a reason or a sandbox; ``cause``: why it is void; empty
+    fields match everything."""
 
     run_id: str
     phase: str = ""
     result: str = ""
+    cause: str = ""
+    reward_min: float | None = None
+    reward_max: float | None = None
     text: str = ""
     page: int = 0
 
@@ -166,12 +174,48 @@ _SUCCESS = {"success": True, "failure": False}
 
 async def episodes(rock: Rock, search: Search) -> EpisodePage:
     """One page of matches, latest first, and how many there are: the platform looks through all of the run."""
+    result = search.result or ("void" if search.cause else "")
     return await rock.episodes(
         search.run_id,
         phase=search.phase or None,
-        outcome=search.result if search.result not in _SUCCESS else None,
-        success=_SUCCESS.get(search.result),
-        text=search.text or None,
+        outcome=result if result not in _SUCCESS else None,
+        success=_SUCCESS.get(result),
+        reward_min=search.reward_min,
+        reward_max=search.reward_max,
+        text=f"{search.text} {search.cause}".strip() or None,  # a void episode's reason begins with its cause
         limit=PAGE_SIZE,
         offset=search.page * PAGE_SIZE,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """One episode with its turns, and what else tells of it."""
+
+    episode: EpisodeRecord
+    group: Sequence[EpisodeRecord]
+    """Its group, itself included, without turns."""
+    recovered: Sequence[EventView]
+    rhythm: EpisodeRhythm | None
+
+
+async def story(rock: Rock, run_id: str, episode_id: str) -> Story:
+    """Raises NotFound (caller)."""
+
+    async def rhythm() -> EpisodeRhythm | None:
+        try:
+            return await rock.rhythm(run_id, episode_id)
+        except NotFound:
+            return None
+
+    async def siblings(episode: EpisodeRecord) -> Sequence[EpisodeRecord]:
+        if not episode.group_id:
+            return ()
+        return (await rock.episodes(run_id, group=episode.group_id, limit=GROUP_SIZE)).episodes
+
+    async def losses(episode: EpisodeRecord) -> list[EventView]:
+        return await rock.events(limit=EVENTS, kind="lease.recovered", run_id=run_id) if episode.recoveries else []
+
+    episode = await rock.episode(run_id, episode_id)
+    group, recovered, recorded = await asyncio.gather(siblings(episode), losses(episode), rhythm())
+    return Story(episode, group, recovered, recorded)

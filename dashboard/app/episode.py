@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import episode_frames, figures, markup, snapshots, text
+from dashboard import episode_frames, episode_story, figures, markup, snapshots, text
 from dashboard.app import common
-from dashboard.snapshots import PAGE_SIZE, Search
+from dashboard.snapshots import PAGE_SIZE, Search, Story
 from dashboard.source import Reading
+from rock.domain.outcome import VoidCause
 from rock.sdk import EpisodePage, EpisodeRecord
 
 PHASES = {"": "any phase", "train": "train", "eval": "eval", "warm_start": "warm start"}
@@ -19,7 +21,9 @@ RESULTS = {
     "void": "void",
     "cancelled": "cancelled",
 }
+CAUSES = {"": "any cause", **{cause.value: cause.value.replace("_", " ") for cause in VoidCause}}
 CHART_FROM_TURNS = 2
+MEMBERS_FROM = 2
 
 
 def page() -> None:
@@ -55,7 +59,8 @@ def _search_form(run_id: str) -> Search:
     wanted_words = st.query_params.get("find", "")
     if wanted_words and st.session_state.get("episode_linked") != wanted_words:
         st.session_state["episode_linked"] = st.session_state["episode_text"] = wanted_words
-    words, result, phase, again = st.columns([3, 1.2, 1.2, 0.6], vertical_alignment="bottom")
+    words, again = st.columns([6, 1], vertical_alignment="bottom")
+    result, why, phase, low, high = st.columns(5, vertical_alignment="bottom")
     again.button("Refresh", on_click=_look_again, width="stretch", help="Look for newer episodes")
     sought = words.text_input(
         "Search",
@@ -66,14 +71,28 @@ def _search_form(run_id: str) -> Search:
     wanted = result.selectbox(
         "Result", list(RESULTS), format_func=RESULTS.__getitem__, key="episode_result", label_visibility="collapsed"
     )
+    cause = why.selectbox(
+        "Cause", list(CAUSES), format_func=CAUSES.__getitem__, key="episode_cause", label_visibility="collapsed"
+    )
+    lowest = _reward(low, "Reward from", "episode_low")
+    highest = _reward(high, "Reward to", "episode_high")
     when = phase.selectbox(
         "Phase", list(PHASES), format_func=PHASES.__getitem__, key="episode_phase", label_visibility="collapsed"
     )
-    asked = (run_id, when, wanted, sought)
+    asked = (run_id, when, wanted, cause, lowest, highest, sought)
     if st.session_state.get("episode_asked") != asked:
         st.session_state["episode_asked"] = asked
         st.session_state["episode_page"] = 1
-    return Search(run_id, when or "", wanted or "", (sought or "").strip(), st.session_state["episode_page"] - 1)
+    page = st.session_state["episode_page"] - 1
+    return Search(run_id, when or "", wanted or "", cause or "", lowest, highest, (sought or "").strip(), page)
+
+
+def _reward(where: DeltaGenerator, label: str, key: str) -> float | None:
+    """None: no bound."""
+    bound = where.number_input(
+        label, value=None, step=0.1, format="%g", key=key, placeholder=label.lower(), label_visibility="collapsed"
+    )
+    return None if bound is None else float(bound)
 
 
 @st.fragment(run_every=common.LIVE_S)
@@ -120,8 +139,7 @@ def _list(search: Search, reading: Reading[EpisodePage]) -> str:
     if pages > 1:
         pager.number_input("Page", 1, pages, key="episode_page", label_visibility="collapsed")
     frame = episode_frames.episode_frame(found.episodes, common.now())
-    if not frame["reason"].astype(bool).any():
-        frame = frame.drop(columns="reason")
+    frame = frame.drop(columns=[c for c in ("reason", "recovered") if not frame[c].astype(bool).any()])
     event = st.dataframe(
         common.toned(frame, "result", markup.RESULT_TONES),
         hide_index=True,
@@ -143,16 +161,19 @@ def _list(search: Search, reading: Reading[EpisodePage]) -> str:
 
 def _read(run_id: str, episode_id: str) -> None:
     reading = common.source().read(
-        ("episode", run_id, episode_id), lambda rock, _: rock.episode(run_id, episode_id), fresh_s=30.0
+        ("episode", run_id, episode_id), lambda rock, _: snapshots.story(rock, run_id, episode_id), fresh_s=30.0
     )
     st.html(markup.heading(f"Episode {episode_id}", common.source_note(reading) if reading.value else ""))
-    episode = reading.value
-    if episode is None:
+    story = reading.value
+    if story is None:
         say = "This run has no such episode." if reading.missing else str(reading.error)
         st.html(markup.empty("Cannot show this episode", say))
         return
+    episode = story.episode
     st.html(markup.episode_banner(episode))
     st.html(markup.facts(_facts(episode)))
+    _again(run_id, episode)
+    _group(story)
     turns = episode_frames.turn_frame(episode.turns)
     if not episode.turns:
         st.html(
@@ -169,12 +190,48 @@ def _read(run_id: str, episode_id: str) -> None:
         with right:
             st.html(markup.heading("Confidence per turn"))
             common.chart(figures.logprob_figure(turns, common.theme()), "turn-logprobs")
-    st.html(markup.heading("Turn by turn"))
+    _turns(story)
+
+
+def _again(run_id: str, episode: EpisodeRecord) -> None:
+    commands = episode_story.commands(run_id, episode)
+    if commands:
+        with st.expander("Play it again", expanded=False):
+            st.caption(
+                "Its actions, twice in sandboxes of their own, compared; then the learner's steps up to its own."
+            )
+            st.code(commands, language="bash", wrap_lines=True)
+
+
+def _group(story: Story) -> None:
+    if len(story.group) < MEMBERS_FROM:
+        return
+    frame = episode_story.group_frame(story.episode, story.group)
+    more = f", the latest {len(story.group)}" if len(story.group) >= snapshots.GROUP_SIZE else ""
+    note = f"{len(story.group):,} episodes of one task{more}; reward less their mean: what advantages start from"
+    st.html(markup.heading(f"Its group {story.episode.group_id}", note))
+    st.dataframe(
+        common.toned(frame, "result", markup.RESULT_TONES),
+        hide_index=True,
+        width="stretch",
+        height=min(38 + 35 * len(frame), 285),
+        key="episode-group",
+    )
+
+
+def _turns(story: Story) -> None:
+    episode = story.episode
+    advantages = episode_story.turn_advantages(episode, story.rhythm)
+    told = "advantages with which it was trained on, as its attention rhythm recorded them"
+    st.html(markup.heading("Turn by turn", told if any(a is not None for a in advantages) else ""))
+    lost = episode_story.recoveries(episode, story.recovered)
     versions = [None, *(t.policy_version for t in episode.turns)]
     st.html(
         "".join(
-            markup.turn_card(i, turn, previous_version=before)
-            for i, (turn, before) in enumerate(zip(episode.turns, versions, strict=False), start=1)
+            markup.turn_card(
+                i, turn, previous_version=before, advantage=advantage, recovered=[r.says for r in lost if r.turn == i]
+            )
+            for i, (turn, before, advantage) in enumerate(zip(episode.turns, versions, advantages, strict=False), 1)
         )
     )
 
@@ -190,6 +247,7 @@ def _facts(e: EpisodeRecord) -> list[tuple[str, str]]:
         ("ledger", e.ledger.value.replace("_", " ")),
         ("group", e.group_id or text.NOTHING),
         ("sandbox", e.sandbox_id or text.NOTHING),
+        ("recovered", text.plural(e.recoveries, "time") if e.recoveries else "never"),
         ("tokens generated", f"{e.generated_tokens:,}"),
         ("sandbox time", text.duration(e.sandbox_s)),
         ("played", f"{text.clock(e.started_at, now)} to {text.clock(e.ended_at, now)}"),

@@ -125,6 +125,30 @@ def test_void_episodes_are_found_and_say_that_they_count_for_nothing(visit, scen
     no_trouble(visit, scene)
 
 
+def test_episodes_are_found_by_cause_and_by_reward(visit, scene):
+    page = go(visit, scene, "episode", f"?run={scene.run_id}")
+    page.get_by_label("Cause").click()
+    page.get_by_role("option", name="reset failed").click()
+    page.wait_for_selector("text=Nothing found", timeout=WAIT_MS)
+    page.get_by_label("Cause").click()
+    page.get_by_role("option", name="sandbox lost").click()
+    page.wait_for_selector("text=1–10 of 10, latest first", timeout=WAIT_MS)
+    page.get_by_label("Reward from").fill("0")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing found", timeout=WAIT_MS)
+    no_trouble(visit, scene)
+
+
+def test_an_episode_shows_its_group_and_the_commands_that_play_it_again(visit, scene):
+    page = go(visit, scene, "episode", f"?run={scene.run_id}&episode=ep-{395:010x}")
+    assert "8 episodes of one task" in page.locator(".rk-heading", has_text="Its group g-49").inner_text()
+    page.get_by_text("Play it again").click()
+    code = page.locator(".stCode").inner_text()
+    assert "rock env check alfworld --task look_at_obj-Book-DeskLamp-312 --seed 395 --steps 4" in code
+    assert f"rock run replay {scene.run_id} --to 119" in code
+    no_trouble(visit, scene)
+
+
 @pytest.mark.parametrize("visit", [NARROW], indirect=True)
 @pytest.mark.parametrize("name", ["morning", "fleet", "run", "compare", "incidents", "episode", "rhythm"])
 def test_a_narrow_screen_scrolls_in_one_direction_only(visit, scene, name):
