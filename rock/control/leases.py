@@ -44,8 +44,6 @@ from rock.wire.models import (
 
 log = logging.getLogger(__name__)
 
-_FIRST_EPOCH = 1
-
 
 class LeaseService:
     def __init__(
@@ -111,15 +109,17 @@ class LeaseService:
         await self._records.ready()
         lease_id, token = f"ls-{secrets.token_hex(6)}", secrets.token_urlsafe(24)
         began = self._clock.now()
-        self._claims[lease_id] = _FIRST_EPOCH
+        self._claims[lease_id] = 0
 
         async def claim(node: NodeHandle, wait_s: float) -> SandboxView:
+            # One of its own for every node asked: one that broke off may hold what it got for the last.
+            self._claims[lease_id] += 1
             image = offer.spec.image or node.default_image
             return await node.claim(
                 offer.spec.model_copy(update={"image": image}),
                 lease_id=lease_id,
                 token_sha256=token_sha256(token),
-                epoch=_FIRST_EPOCH,
+                epoch=self._claims[lease_id],
                 run_id=request.run_id,
                 wait_s=wait_s,
             )
@@ -131,7 +131,7 @@ class LeaseService:
                     lease_id,
                     sandbox.id,
                     node.name,
-                    _FIRST_EPOCH,
+                    self._claims[lease_id],
                     token_sha256(token),
                     request.ttl_s,
                     request.run_id,

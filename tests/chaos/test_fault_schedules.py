@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, note, settings
-from schedule import Schedule
+from schedule import At, Cut, Play, Schedule, Starts
 from schedules import schedules
 from world import simulate
 
@@ -23,6 +23,24 @@ _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_b
 def test_no_schedule_of_faults_breaks_an_invariant(schedule: Schedule) -> None:
     note(str(schedule))
     simulate(schedule)
+
+
+def test_a_claim_that_went_to_another_node_is_another_epoch() -> None:
+    """Found by a schedule: the node that broke off has the sandbox all the same, out of reach, until it returns."""
+    simulate(
+        Schedule(
+            (
+                At(0.0, Play(1, 0.0)),
+                At(0.0, Starts(0, 0.0, 0, True)),
+                At(0.0, Play(1, 0.0)),
+                At(2.81, Cut(0, 15.0)),
+                At(0.0, Starts(0, 0.0, 0, False)),
+            ),
+            nodes=2,
+            pool=0,
+            seed=0,
+        )
+    )
 
 
 @pytest.mark.slow
