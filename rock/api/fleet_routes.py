@@ -21,6 +21,8 @@ from rock.wire.models import (
     LogView,
     RecoverRequest,
     RecoveryReport,
+    RestartRequest,
+    RestartView,
     SandboxView,
     SnapshotRequest,
     SnapshotView,
@@ -77,6 +79,13 @@ def _sandboxes(router: APIRouter, control: Control) -> None:
     async def remove(sandbox_id: SandboxId) -> None:
         """Ends the lease that holds it, too."""
         await control.remove_sandbox(sandbox_id)
+
+    @router.post("/sandboxes/{sandbox_id}/restart", tags=["sandboxes"], summary="Replace a sandbox")
+    async def restart(sandbox_id: SandboxId, request: RestartRequest) -> RestartView:
+        """Sandboxes are single-use: it is ended, and a lease on it that recovers goes on in another, as when its node
+        is drained; that is no loss to it. `conflict` when the lease does not recover, unless `force` lets it be lost;
+        and when the sandbox is starting, or has ended. One that nobody holds is ended, and its pool starts another."""
+        return await control.restart_sandbox(sandbox_id, request)
 
     @router.post("/sandboxes/{sandbox_id}/exec", tags=["sandboxes"], summary="Run a command in a leased sandbox")
     async def execute(sandbox_id: SandboxId, request: ExecRequest) -> ExecResult:

@@ -74,6 +74,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/sandboxes"): Rule("read", (StorageError,)),
     ("GET", "/sandboxes/{sandbox_id}"): Rule("read", (NotFound, StorageError)),
     ("DELETE", "/sandboxes/{sandbox_id}"): Rule("run", (NotFound, StorageError)),
+    ("POST", "/sandboxes/{sandbox_id}/restart"): Rule("admin", (NotFound, Conflict, PlatformUnavailable, StorageError)),
     ("POST", "/sandboxes/{sandbox_id}/exec"): Rule("run", (NotFound, Conflict, SandboxLost, DeadlineExceeded)),
     ("GET", "/sandboxes/{sandbox_id}/logs"): Rule("read", (NotFound, StorageError)),
     ("POST", "/leases"): Rule("run", _LEASE_ERRORS),

@@ -12,7 +12,7 @@ from rock.cli._output import JsonOption, console, escape, print_json, say
 from rock.cli.ps import ps
 
 if TYPE_CHECKING:
-    from rock.sdk import LeaseView, Rock, SandboxSpec
+    from rock.sdk import LeaseView, RestartView, Rock, SandboxSpec
 
 app = typer.Typer(no_args_is_help=True, help="Create, use, look into and remove single sandboxes.")
 app.command("ls")(ps)
@@ -113,6 +113,42 @@ def rm(
 
     if missing := ask(remove):
         raise NotFound(f"No such sandbox: {', '.join(missing)}.", hint="`rock ps` lists what there is.")
+
+
+@app.command()
+def restart(
+    sandbox: Annotated[str, typer.Argument(help="Id of a sandbox.")],
+    force: Annotated[bool, typer.Option("--force", help="Even if its lease is lost by that.")] = False,
+    reason: Annotated[str, typer.Option(help="Why, for the events and whoever holds it.")] = "",
+    wait_s: Annotated[float, typer.Option("--wait", min=0, max=60, help="Seconds to wait for its successor.")] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace a sandbox: it is ended, and whoever holds it goes on in another.
+
+    An episode in it is replayed in the other sandbox and goes on, if its environment recovers; if not, nothing is done
+    without --force. A sandbox that nobody holds is ended, and its pool starts another.
+
+    Examples:
+      rock sandbox restart sb-0123456789
+      rock sandbox restart sb-0123456789 --force --reason "its disk is slow"
+    """
+    from rock.cli._client import ask
+
+    view = ask(lambda rock: rock.restart_sandbox(sandbox, force=force, reason=reason, wait_s=wait_s))
+    if as_json:
+        print_json(view)
+    else:
+        say(f"{escape(view.sandbox_id)}: {_became(view)}")
+
+
+def _became(view: RestartView) -> str:
+    if view.outcome == "ended":
+        return "ended; nobody held it, and its pool starts another"
+    if view.outcome == "lost":
+        return f"ended; lease {view.lease_id} is lost"
+    if view.replacement:
+        return f"lease {view.lease_id} goes on in {view.replacement}"
+    return f"lease {view.lease_id} is still looking for another (`rock events` says when it has one)"
 
 
 @app.command()

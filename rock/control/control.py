@@ -41,6 +41,8 @@ from rock.wire.models import (
     Health,
     LogView,
     NodeView,
+    RestartRequest,
+    RestartView,
     SandboxView,
     TaskList,
 )
@@ -107,7 +109,7 @@ class Control:
         await self._fleet_store.close_unfinished_sandboxes(known, datetime.now(UTC))
         for node in self.nodes:
             self.history.add_event(EventView(at=datetime.now(UTC), kind="node.up", subject=node.name, node=node.name))
-        await self.nodes.begin(self.leases, NodeStore(self._database))
+        await self.nodes.begin(self.leases.losses, NodeStore(self._database))
         await self.leases.warm()
         every = self._config
         self._loops = [
@@ -133,7 +135,7 @@ class Control:
                 log.warning("janitor: %s", error)
 
     def _sandbox_changed(self, view: SandboxView) -> None:
-        self.leases.sandbox_changed(view)
+        self.leases.losses.sandbox_changed(view)
         self.history.add_sandbox(view)
 
     def note(self, kind: str, detail: str) -> None:
@@ -227,6 +229,10 @@ class Control:
         ended = await self.leases.release_sandbox(sandbox_id, reason="removed by request")
         if not ended and view.node in self.nodes:
             await self.nodes.get(view.node).release(sandbox_id, reason="removed by request")
+
+    async def restart_sandbox(self, sandbox_id: str, request: RestartRequest) -> RestartView:
+        """Replace it: see `Losses.restart`. NotFound for those that never were."""
+        return await self.leases.losses.restart(await self.sandbox(sandbox_id), request)
 
     async def exec(self, sandbox_id: str, request: ExecRequest) -> ExecResult:
         return await (await self._node_of(sandbox_id)).exec(sandbox_id, request)

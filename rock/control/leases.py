@@ -21,14 +21,14 @@ from rock.control.comparing import Comparison
 from rock.control.history import History
 from rock.control.keys import OWNER, Caller
 from rock.control.lease_records import LeaseRecords, held_lease
+from rock.control.losses import Losses
 from rock.control.measures import Counters
 from rock.control.nodes import NodeBook
 from rock.control.offers import Offers
 from rock.control.once import Once
-from rock.control.rebinding import HELD, Rebinding
 from rock.control.snapshots import Snapshots
 from rock.domain.clock import Clock
-from rock.domain.errors import LeaseExpired, Recovering, RockError, SandboxLost, StorageError
+from rock.domain.errors import LeaseExpired, RockError, SandboxLost, StorageError
 from rock.domain.leases import Held, LeaseBook
 from rock.store.fleet import FleetStore, StoredLease
 from rock.wire.handle import NodeHandle, token_sha256
@@ -66,19 +66,12 @@ class LeaseService:
         self._quota = Quota()
         self._once: Once[LeaseView] = Once(clock)
         self.snapshots = Snapshots(nodes, self._book, self._records, clock)
-        self._rebinding = Rebinding(
-            nodes,
-            self._book,
-            self._records,
-            self.snapshots,
-            self._claims,
-            clock,
-            done=self._rebound,
-            given_up=self._given_up,
-        )
         self.counters = Counters()
+        self.losses = Losses(
+            nodes, self._book, self._records, self.snapshots, self._claims, clock, self.counters, self._event
+        )
         self._comparison = Comparison(
-            nodes, self._book, self._claims, self._rebinding.condemned, lost=self._lost, event=self._event
+            nodes, self._book, self._claims, self.losses.condemned, lost=self.losses.lost, event=self._event
         )
 
     def __len__(self) -> int:
@@ -86,7 +79,7 @@ class LeaseService:
 
     async def close(self) -> None:
         """End what is under way. Leases in recovery stay stored, and are taken up by :meth:`recover`."""
-        await self._rebinding.close()
+        await self.losses.close()
         await self.snapshots.close()
 
     # --- granting
@@ -220,40 +213,7 @@ class LeaseService:
             latest_snapshot=lease.snapshot,
         )
 
-    # --- losing a sandbox, and recovering
-
-    def sandbox_changed(self, view: SandboxView) -> None:
-        """The node's hint that a sandbox changed: nobody holds one that failed."""
-        if view.state in HELD or not view.lease_id:
-            return
-        self._rebinding.sandbox_over(view.id)
-        held = self._book.of_sandbox(view.id)
-        if held is not None:
-            self._lost(held, _why(view))
-
-    def node_lost(self, name: str, why: str) -> None:
-        """The node is dead: whatever it holds is lost, whether or not it runs on somewhere out of reach."""
-        for held in self._book.held():
-            if held.node == name and held.bound:
-                self._lost(held, f"node {name} is lost: {why}")
-
-    async def readopt(self, node: NodeHandle) -> None:
-        """The node was away, or was started again: tell it which leases are its own, and learn which it has lost."""
-        ours = [held for held in self._book.held() if held.bound and held.node == node.name]
-        records = [lease for held in ours if (lease := self._records.get(held.lease_id)) is not None]
-        good = set(await node.adopt([held_lease(lease) for lease in records]))
-        for held in ours:
-            if held.lease_id not in good:
-                self._lost(held, f"it did not survive the absence of node {node.name}")
-        with suppress(RockError):
-            await self.snapshots.sweep(node)
-
-    def drain(self, name: str, why: str) -> int:
-        """Begin to move the leases on the node that can be moved; how many it still has."""
-        for held in self._book.held():
-            if held.node == name:
-                self._move(held, why)
-        return sum(1 for held in self._book.held() if held.node == name and held.bound)
+    # --- losing its sandbox, and recovering: see `Losses`
 
     async def rebind(self, lease_id: str, request: RecoverRequest) -> LeaseView:
         """The lease with the sandbox that took the place of the one of ``request.epoch``. Idempotent.
@@ -261,36 +221,8 @@ class LeaseService:
         The holder may be the first to know of the loss; its word is taken for it, and for what it can go on from.
         Raises: LeaseExpired, NotFound; SandboxLost when it does not recover; Recovering after ``wait_s``.
         """
-        if request.snapshot is not None:
-            await self.snapshots.keep_only(lease_id, request.snapshot)
-        held = self._book.catch_up(lease_id, request.epoch)
-        if held.bound and held.epoch == request.epoch:
-            self._lost(held, f"its holder says: {request.why}" if request.why else "its holder says so")
-        deadline = asyncio.get_running_loop().time() + request.wait_s
-        while not self._suits(self._book.get(lease_id), request):
-            left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0:
-                raise Recovering(
-                    f"lease {lease_id} has no other sandbox after {request.wait_s:g} s",
-                    hint="Ask again, or release it.",
-                )
-            await self._rebinding.wait(lease_id, left_s)
-        # Bound, but perhaps not yet stored: nobody hears of what a crash could still forget.
-        await self._rebinding.wait(lease_id, max(0.0, deadline - asyncio.get_running_loop().time()))
-        self._book.get(lease_id)
+        await self.losses.rebind(lease_id, request)
         return self._view_of(lease_id)
-
-    def _suits(self, held: Held, request: RecoverRequest) -> bool:
-        """Whether it is bound, and to a sandbox that its holder can go on in: one that was made of a snapshot whose
-        answer never reached the holder is another's state to it."""
-        if not held.bound:
-            return False
-        lease = self._records.get(held.lease_id)
-        assert lease is not None, held.lease_id
-        if request.snapshot is None or not lease.spec.from_snapshot or lease.spec.image == request.snapshot:
-            return True
-        self._lost(held, "it was made of a snapshot that its holder does not know")
-        return False
 
     def recovered(self, lease_id: str, report: RecoveryReport) -> None:
         """Its holder has replayed the episode, or failed to."""
@@ -298,45 +230,6 @@ class LeaseService:
         node, run_id = (lease.node, lease.run_id) if lease else ("", "")
         kind = "lease.recovered" if report.verdict == "resumed" else "lease.diverged"
         self._event(kind, lease_id, report.sentence, node, run_id)
-
-    def _lost(self, held: Held, why: str) -> None:
-        outcome = self._book.lose(held.lease_id, held.epoch, reason=why, now=self._clock.now())
-        if isinstance(outcome, Held):
-            lease = self._records.get(held.lease_id)
-            assert lease is not None, held.lease_id
-            detail = f"sandbox {held.sandbox_id}: {why}"
-            self._event("lease.recovering", held.lease_id, detail, held.node, lease.run_id)
-            self._rebinding.begin(lease, why)
-        elif outcome is not None:
-            self._rebinding.discard(held.node, held.sandbox_id, why)
-            self._ended_in_loss(held, outcome.reason)
-
-    def _move(self, held: Held, why: str) -> None:
-        """To another sandbox, off one that is well: neither a loss nor evidence of anything."""
-        if self._book.move(held.lease_id, held.epoch) is None:
-            return
-        lease = self._records.get(held.lease_id)
-        assert lease is not None, held.lease_id
-        self._event("lease.moving", held.lease_id, f"sandbox {held.sandbox_id}: {why}", held.node, lease.run_id)
-        self._rebinding.begin(lease, why, lost=False)
-
-    def _rebound(self, lease: StoredLease, why: str, took_s: float, lost: bool) -> None:
-        if lost:
-            self.counters.recovered += 1
-            self.counters.by_cause[why.partition(":")[0]] += 1
-        detail = f"sandbox {lease.sandbox_id} under epoch {lease.epoch}, found in {took_s:.3f} s; before: {why}"
-        self._event("lease.rebound", lease.id, detail, lease.node, lease.run_id)
-
-    def _given_up(self, lease_id: str, why: str) -> None:
-        held = self._book.end(lease_id, reason=why, sandbox_failed=True)
-        if held is not None:
-            self._ended_in_loss(held, why)
-
-    def _ended_in_loss(self, held: Held, why: str) -> None:
-        lease = self._records.end(held.lease_id, why)
-        self.counters.lost += 1
-        run_id = lease.run_id if lease else ""
-        self._event("lease.lost", held.lease_id, f"sandbox {held.sandbox_id}: {why}", held.node, run_id)
 
     # --- ending
 
@@ -353,7 +246,7 @@ class LeaseService:
 
     async def _let_go(self, held: Held, reason: str) -> None:
         """What a node does not hear now it is told by the periodic comparison."""
-        self._rebinding.cancel(held.lease_id)
+        self.losses.forget(held.lease_id)
         if held.bound and held.node in self._nodes:
             try:
                 await self._nodes.get(held.node).release(held.sandbox_id, reason=reason)
@@ -416,10 +309,4 @@ class LeaseService:
         """Take a stored lease over. ``lost``: why its sandbox is no more; empty if it lives."""
         held = self._hold(lease)
         if lost:
-            self._lost(held, lost)
-
-
-def _why(view: SandboxView) -> str:
-    if view.evidence is None:
-        return str(view.state)
-    return f"{view.evidence.cause}: {view.evidence.detail}" if view.evidence.detail else view.evidence.cause
+            self.losses.lost(held, lost)

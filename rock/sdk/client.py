@@ -41,6 +41,8 @@ from rock.wire.models import (
     NodeView,
     QuarantineView,
     Recovery,
+    RestartRequest,
+    RestartView,
     RunCreate,
     RunUpdate,
     RunView,
@@ -265,6 +267,28 @@ class Rock:
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Kill and remove a sandbox, whoever holds it. Raises NotFound (caller)."""
         await self._transport.request("DELETE", f"sandboxes/{_part(sandbox_id)}", idempotent=True)
+
+    async def restart_sandbox(
+        self, sandbox_id: str, *, force: bool = False, reason: str = "", wait_s: float = 0.0
+    ) -> RestartView:
+        """End a sandbox and let whoever holds it go on in another; one that nobody holds is ended, and its pool starts
+        another. Needs a key of scope ``admin``.
+
+        Args:
+            force: end it even if the lease on it does not recover; that is lost then, and its episode void.
+            reason: for the events and the holder.
+            wait_s: how long to wait, at most 60 s, for the sandbox that takes its place, to learn its id.
+
+        Raises: NotFound (caller), Conflict (caller: it has ended, is starting, or its lease does not recover).
+        """
+        view: RestartView = await self._transport.request(
+            "POST",
+            f"sandboxes/{_part(sandbox_id)}/restart",
+            body=RestartRequest(force=force, reason=reason, wait_s=wait_s),
+            kind=RestartView,
+            timeout_s=wait_s + 30,
+        )
+        return view
 
     async def logs(self, sandbox_id: str, *, lines: int = 200) -> LogView:
         """The last lines its guest and environment printed; kept after its death. Raises NotFound (caller)."""

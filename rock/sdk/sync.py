@@ -39,6 +39,7 @@ from rock.wire.models import (
     QuarantineView,
     Recovery,
     RecoveryReport,
+    RestartView,
     RunCreate,
     RunUpdate,
     RunView,
@@ -237,6 +238,11 @@ class RockSync:
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         self._loop.run(self._inner.remove_sandbox(sandbox_id))
+
+    def restart_sandbox(
+        self, sandbox_id: str, *, force: bool = False, reason: str = "", wait_s: float = 0.0
+    ) -> RestartView:
+        return self._loop.run(self._inner.restart_sandbox(sandbox_id, force=force, reason=reason, wait_s=wait_s))
 
     def logs(self, sandbox_id: str, *, lines: int = 200) -> LogView:
         return self._loop.run(self._inner.logs(sandbox_id, lines=lines))

@@ -27,6 +27,8 @@ from rock.wire.models.sandboxes import (
     LogView,
     Pressure,
     ProbeResult,
+    RestartRequest,
+    RestartView,
     SandboxSpec,
     SandboxView,
 )
@@ -63,6 +65,8 @@ __all__ = [
     "RecoverRequest",
     "Recovery",
     "RecoveryReport",
+    "RestartRequest",
+    "RestartView",
     "RunCreate",
     "RunStatus",
     "RunUpdate",

@@ -142,6 +142,29 @@ class SandboxView(Message):
     """In what way it is slower than others of its kind; empty if it is not."""
 
 
+class RestartRequest(Message):
+    """``POST /v1/sandboxes/{id}/restart``: end it, and let whoever holds it go on in another."""
+
+    force: bool = False
+    """End it even if the lease on it does not recover: that is lost then, with the reason."""
+    reason: Annotated[str, Field(max_length=500)] = ""
+    """For the events and the holder."""
+    wait_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+    """How long to wait for the sandbox that takes its place, to name it in the answer."""
+
+
+class RestartView(Message):
+    sandbox_id: str
+    """The one that was ended."""
+    outcome: Literal["moved", "lost", "ended"]
+    """``moved``: its lease goes on in another sandbox; ``lost``: its lease is lost, as forced or because no other
+    sandbox was to be had; ``ended``: nobody held it, and its pool starts another."""
+    node: str
+    lease_id: str = ""
+    replacement: str = ""
+    """The sandbox that its lease is on now; empty while that is still looked for, and where there was no lease."""
+
+
 class ExecRequest(Message):
     argv: Annotated[tuple[str, ...], Field(min_length=1)]
     cwd: str = ""

@@ -40,6 +40,7 @@ def test_each_scope_may_do_what_it_says_and_is_told_what_it_lacks(served: Make) 
                 ("POST", "/runs", {"name": "n", "recipe": {}}, "run"),
                 ("GET", "/keys", None, "admin"),
                 ("POST", "/keys", {"name": "x"}, "admin"),
+                ("POST", "/sandboxes/sb-none/restart", {}, "admin"),
                 ("DELETE", "/keys/key-none", None, "admin"),
             ]
             rank = ["read", "run", "admin"]

@@ -3,113 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
-from rock.control.control import Control, ControlConfig
 from rock.domain.errors import LeaseExpired, Recovering, SandboxLost, StorageError
-from rock.node.config import NodeConfig
-from rock.node.node import Node
-from rock.runtimes.fake import FakeRuntime
-from rock.store.database import Database, database_url
 from rock.wire.guest_client import GuestClient
-from rock.wire.models import EnvView, LeaseRequest, LeaseView, PoolSize, RecoverRequest, SandboxSpec
+from rock.wire.models import LeaseView, SandboxSpec
 
-
-class ToyCatalog:
-    recovery = "replay"
-
-    def names(self) -> Sequence[str]:
-        return ("toy",)
-
-    def view(self, name: str) -> EnvView:
-        return EnvView(name=name, version="1", description="d", recovery=self.recovery, built=True)  # type: ignore[arg-type]
-
-    def tasks(self, name: str, split: str) -> Sequence[str]:
-        return ("3",)
-
-    def spec(self, name: str) -> SandboxSpec:
-        return SandboxSpec(image="toy:1", env=name, entry="toy:Env")
-
-    def pool_size(self, name: str) -> PoolSize:
-        return PoolSize(ready=1)
-
-
-class Stage:
-    """A control plane over nodes ``a`` and ``b``; each part can be ended and begun again."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.runtimes = {name: FakeRuntime(name) for name in "ab"}
-        self.nodes: dict[str, Node] = {}
-
-    async def begin(self) -> None:
-        for name, runtime in self.runtimes.items():
-            config = NodeConfig(
-                name=name,
-                run_dir=self.home / name,
-                probe_interval_s=0.1,
-                probe_timeout_s=0.5,
-                dead_after_s=1.0,
-                reconcile_interval_s=0.2,
-            )
-            self.nodes[name] = Node(config, runtime)
-            await self.nodes[name].open()
-        self.database = await Database.open(database_url("", self.home))
-        config = ControlConfig("i", expire_every_s=0.1, reconcile_every_s=0.2)
-        self.control = Control(config, self.database, list(self.nodes.values()), ToyCatalog(), rng=random.Random(1))
-        await self.control.open()
-        self.leases = self.control.leases
-
-    async def end(self) -> None:
-        await self.control.close()
-        for node in self.nodes.values():
-            await node.close(keep_sandboxes=True)
-        await self.control.write_down()
-        await self.database.close()
-
-    async def lease(self, **changes: Any) -> LeaseView:
-        return await self.leases.create(LeaseRequest(env="toy", **({"wait_s": 20} | changes)))
-
-    async def again(self, lease: LeaseView, **changes: Any) -> LeaseView:
-        return await self.leases.rebind(lease.id, RecoverRequest(**({"epoch": lease.epoch, "wait_s": 20} | changes)))
-
-    async def leased(self) -> dict[str, str]:
-        """Sandboxes that a node thinks are leased, and to which lease."""
-        views = [view for node in self.nodes.values() for view in await node.sandboxes()]
-        return {view.id: view.lease_id for view in views if view.state in ("leased", "suspect")}
-
-
-@asynccontextmanager
-async def stage() -> AsyncIterator[Stage]:
-    home = Path(tempfile.mkdtemp(prefix="rl-"))
-    made = Stage(home)
-    await made.begin()
-    try:
-        yield made
-    finally:
-        await made.end()
-        for runtime in made.runtimes.values():
-            await runtime.destroy()
-        shutil.rmtree(home, ignore_errors=True)
-
-
-async def until(condition: Callable[[], Any], within_s: float = 15.0) -> Any:
-    deadline = asyncio.get_running_loop().time() + within_s
-    while True:
-        found = condition()
-        found = await found if asyncio.iscoroutine(found) else found
-        if found:
-            return found
-        assert asyncio.get_running_loop().time() < deadline, f"not within {within_s} s"
-        await asyncio.sleep(0.01)
+Staging = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 async def hello(lease: LeaseView, token: str, epoch: int) -> Any:
@@ -119,13 +23,13 @@ async def hello(lease: LeaseView, token: str, epoch: int) -> Any:
         return await guest.call("hello")
 
 
-def test_a_lost_sandbox_is_replaced_before_anybody_asks_and_its_token_still_opens_the_door() -> None:
+def test_a_lost_sandbox_is_replaced_before_anybody_asks_and_its_token_still_opens_the_door(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             lease = await it.lease()
             assert (lease.recovery, lease.epoch, lease.recoveries) == ("replay", 1, 0)
             await it.runtimes[lease.endpoint.node].kill(lease.sandbox_id)
-            await until(lambda: it.leases.heartbeat(lease.id).epoch > 1)
+            await it.until(lambda: it.leases.heartbeat(lease.id).epoch > 1)
             moved = await it.again(lease)
             assert moved == await it.again(lease) == it.leases.heartbeat(lease.id)
             assert moved.sandbox_id != lease.sandbox_id
@@ -138,17 +42,13 @@ def test_a_lost_sandbox_is_replaced_before_anybody_asks_and_its_token_still_open
     asyncio.run(main())
 
 
-def test_the_holders_word_is_taken_and_the_old_sandbox_ended() -> None:
+def test_the_holders_word_is_taken_and_the_old_sandbox_ended(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             lease = await it.lease()
             moved = await it.again(lease, why="it does not answer me")
             assert moved.sandbox_id != lease.sandbox_id
-
-            async def old_is_gone() -> bool:
-                return await it.leased() == {moved.sandbox_id: lease.id}
-
-            await until(old_is_gone)
+            await it.until_leased({moved.sandbox_id: lease.id})
             # As after a crash that forgot epoch 7: the holder is given a sandbox under one that nobody ever had.
             later = await it.again(lease, epoch=7)
             assert later.epoch > 7
@@ -157,7 +57,7 @@ def test_the_holders_word_is_taken_and_the_old_sandbox_ended() -> None:
     asyncio.run(main())
 
 
-def test_a_dead_nodes_leases_move_and_what_runs_on_there_is_ended_when_it_is_back() -> None:
+def test_a_dead_nodes_leases_move_and_what_runs_on_there_is_ended_when_it_is_back(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             leases = [await it.lease() for _ in range(3)]
@@ -170,7 +70,7 @@ def test_a_dead_nodes_leases_move_and_what_runs_on_there_is_ended_when_it_is_bac
                 return it.nodes[alive]
 
             it.control.nodes.choose = only_the_living  # type: ignore[method-assign]
-            it.leases.node_lost(dead, "silent for 5 s")
+            it.leases.losses.node_lost(dead, "silent for 5 s")
             for lease in there:
                 moved = await it.again(lease)
                 assert (moved.endpoint.node, moved.epoch) == (alive, 2)
@@ -179,12 +79,12 @@ def test_a_dead_nodes_leases_move_and_what_runs_on_there_is_ended_when_it_is_bac
             async def one_sandbox_a_lease() -> bool:
                 return sorted((await it.leased()).values()) == sorted(lease.id for lease in leases)
 
-            await until(one_sandbox_a_lease)
+            await it.until(one_sandbox_a_lease)
 
     asyncio.run(main())
 
 
-def test_without_recovery_a_loss_ends_the_lease_and_its_sandbox() -> None:
+def test_without_recovery_a_loss_ends_the_lease_and_its_sandbox(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             for said in (False, True):
@@ -194,19 +94,15 @@ def test_without_recovery_a_loss_ends_the_lease_and_its_sandbox() -> None:
                         await it.again(lease, why="it hangs")
                 else:
                     await it.runtimes[lease.endpoint.node].kill(lease.sandbox_id)
-                    await until(lambda: len(it.leases) == 0)
+                    await it.until(lambda: len(it.leases) == 0)
                 with pytest.raises(SandboxLost):
                     it.leases.heartbeat(lease.id)
-
-            async def nothing_leased() -> bool:
-                return await it.leased() == {}
-
-            await until(nothing_leased)
+            await it.until_leased({})
 
     asyncio.run(main())
 
 
-def test_who_asks_while_there_is_none_is_told_to_ask_again_and_gets_it_later() -> None:
+def test_who_asks_while_there_is_none_is_told_to_ask_again_and_gets_it_later(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             lease = await it.lease()
@@ -225,12 +121,12 @@ def test_who_asks_while_there_is_none_is_told_to_ask_again_and_gets_it_later() -
             await it.leases.release(lease.id)
             with pytest.raises(LeaseExpired):
                 await it.again(lease)
-            assert it.leases._rebinding._running == {}
+            assert it.leases.losses._rebinding._running == {}
 
     asyncio.run(main())
 
 
-def test_a_restart_keeps_the_epoch_and_recovers_what_did_not_survive_it() -> None:
+def test_a_restart_keeps_the_epoch_and_recovers_what_did_not_survive_it(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             kept, lost, plain = await it.lease(), await it.lease(), await it.lease(recovery="none")
@@ -254,7 +150,7 @@ def test_a_restart_keeps_the_epoch_and_recovers_what_did_not_survive_it() -> Non
     asyncio.run(main())
 
 
-def test_a_database_that_refuses_holds_up_no_recovery_and_hears_of_it_later() -> None:
+def test_a_database_that_refuses_holds_up_no_recovery_and_hears_of_it_later(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             lease = await it.lease()
@@ -268,24 +164,20 @@ def test_a_database_that_refuses_holds_up_no_recovery_and_hears_of_it_later() ->
             moved = await it.again(lease)
             assert moved.epoch == 2
             store.rebind_lease = write  # type: ignore[method-assign]
-            await until(lambda: not it.leases._records._moved)
+            await it.until(lambda: not it.leases._records._moved)
             assert [row.epoch for row in await store.living_leases()] == [2]
 
     asyncio.run(main())
 
 
-def test_a_sandbox_that_is_leased_to_nobody_is_ended() -> None:
+def test_a_sandbox_that_is_leased_to_nobody_is_ended(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
             lease = await it.lease()
             stray = await it.nodes["b"].claim(
-                ToyCatalog().spec("toy"), lease_id="ls-unknown", token_sha256="0" * 64, epoch=1, run_id="", wait_s=20
+                it.catalog.spec("toy"), lease_id="ls-unknown", token_sha256="0" * 64, epoch=1, run_id="", wait_s=20
             )
-
-            async def only_ours() -> bool:
-                return await it.leased() == {lease.sandbox_id: lease.id}
-
-            await until(only_ours)
+            await it.until_leased({lease.sandbox_id: lease.id})
             assert "sandbox.fenced" in {event.kind for event in await it.control.events()}
             assert stray.id != lease.sandbox_id
 
