@@ -1,4 +1,6 @@
-"""A run as one file that needs nothing else: sentence, curves, ledger, incidents, recipe. Pure: snapshot in, HTML out.
+"""A run as one file that needs nothing else: sentence, curves, lost time, ledger, incidents, recipe.
+
+Pure: snapshot in, HTML out.
 
 Invariants: the file loads nothing from anywhere (the charts' library is inside); everything that came from the platform
 is escaped; every number names its window, and the report says when it was made and from what.
@@ -7,14 +9,16 @@ is escaped; every number names its window, and the report says when it was made 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from html import escape
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
 
-from dashboard import figures, frames, markup, palette, text
+from dashboard import figures, frames, markup, palette, text, work_figures, worktime
 from dashboard.frames import Series
 from dashboard.sentences import ACTIVE, INCIDENTS, run_facts, run_sentence
 from dashboard.snapshots import RunSnapshot
@@ -32,6 +36,9 @@ pre.rk-recipe { background: var(--rk-raised); padding: .8rem; border-radius: .4r
 @media print { .rk-report > * { break-inside: avoid; } pre.rk-recipe { break-inside: auto; white-space: pre-wrap; } }
 """
 MAX_INCIDENTS = 200
+LEDGER_NOTE = "the whole run, from the platform's ledger"
+Chart = Callable[[str, str, go.Figure], None]
+"""Draws one under its title and note."""
 
 
 def report_html(snap: RunSnapshot, now: datetime, source: str) -> str:
@@ -42,7 +49,6 @@ def report_html(snap: RunSnapshot, now: datetime, source: str) -> str:
         markup.banner(run_sentence(snap.run, facts), made),
         run_tiles(facts, active=snap.run.status in ACTIVE),
         *_charts(snap),
-        markup.heading("Where every episode went", "the whole run, from the platform's ledger"),
         markup.ledger_table(frames.accounts(snap.ledger), snap.ledger.dispatched),
         markup.heading("Incidents", f"the last {len(snap.events)} events of the run were looked at"),
         _incidents([e for e in snap.events if e.kind in INCIDENTS or e.kind in frames.HEALED]),
@@ -75,15 +81,33 @@ def _charts(snap: RunSnapshot) -> list[str]:
             f"held-out tasks, 95% intervals, n = {counts}",
             figures.interval_figure(measured, "light"),
         )
+    _curves(metrics, parts, chart)
+    _losses(snap, chart)
+    if not snap.ledger.dispatched:
+        parts.append(markup.heading("Where every episode went", LEDGER_NOTE))
+    return parts
+
+
+def _curves(metrics: pd.DataFrame, parts: list[str], chart: Chart) -> None:
     if metrics.empty:
-        return [*parts, markup.empty("No step was reported", "The run ended, or is, before its first learner step.")]
+        parts.append(markup.empty("No step was reported", "The run ended, or is, before its first learner step."))
+        return
     chart("Success, reward and void rate", outcome_window(len(metrics)), figures.outcome_figure(metrics, "light"))
     if Series.TOKENS_PER_S.column(metrics):
         chart("Tokens per second", "generated, as the trainer reports them", figures.tokens_figure(metrics, "light"))
     if Series.STALENESS_MEAN.column(metrics):
         note = "policy versions between sampling and training"
         chart("Staleness", note, figures.staleness_figure(metrics, "light"))
-    return parts
+
+
+def _losses(snap: RunSnapshot, chart: Chart) -> None:
+    """Of the workers' time, and of the episodes."""
+    spent = worktime.spent(snap.metrics, snap.run.created_at)
+    if spent is not None and spent.parts:
+        chart("Where the time went", spent.window, work_figures.waterfall_figure(spent, None, "light"))
+    if snap.ledger.dispatched:
+        flows = work_figures.sankey_figure(frames.accounts(snap.ledger), snap.ledger.dispatched, "light")
+        chart("Where every episode went", LEDGER_NOTE, flows)
 
 
 def _embedded(figure: go.Figure, *, first: bool) -> str:

@@ -33,7 +33,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write a run's sentence, curves, ledger, incidents and recipe into one file that loads nothing from elsewhere.
+    """Write a run into one file that loads nothing from elsewhere: sentence, curves, ledger, incidents, recipe.
 
     Examples:
       rock report last

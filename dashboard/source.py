@@ -98,7 +98,7 @@ class Source:
             self._tried_s = now_s
             begun = self._take_begun(key, now_s)
         try:
-            value = self._result(begun or self._begin(ask, entry.value))
+            value = self._result(begun or self._begin(ask, entry.value, READ_TIMEOUT_S), READ_TIMEOUT_S)
         except RockError as error:
             return self._failed(entry, error)
         return self._succeeded(key, value)
@@ -111,21 +111,22 @@ class Source:
             fresh = entry.known and now_s - entry.at_s < fresh_s
             old_s, _ = self._under_way.get(key, (float("-inf"), None))
             if self._down_error is None and not fresh and now_s - old_s >= READ_TIMEOUT_S:
-                self._under_way[key] = (now_s, self._begin(ask, entry.value))
+                self._under_way[key] = (now_s, self._begin(ask, entry.value, READ_TIMEOUT_S))
 
     def _take_begun(self, key: object, now_s: float) -> Future[Any] | None:
         """What was begun and not read yet. A page that was left in between leaves an old answer: nobody's any more."""
         begun_s, future = self._under_way.pop(key, (0.0, None))
         return future if now_s - begun_s < READ_TIMEOUT_S else None
 
-    def act(self, do: Callable[[Rock], Awaitable[T]]) -> T:
+    def act(self, do: Callable[[Rock], Awaitable[T]], *, timeout_s: float | None = None) -> T:
         """Change something, once, and wait for the answer. Raises RockError: what is changed is never retried here."""
 
         async def once(rock: Rock, _: T | None) -> T:
             return await do(rock)
 
+        wait_s = READ_TIMEOUT_S if timeout_s is None else timeout_s
         try:
-            return self._result(self._begin(once, None))
+            return self._result(self._begin(once, None, wait_s), wait_s)
         finally:
             with self._lock:  # questions asked before it tell of the time before it
                 self._under_way.clear()
@@ -141,23 +142,23 @@ class Source:
         except PlatformUnavailable:
             return ""
 
-    def _begin(self, ask: Ask[T], previous: T | None) -> Future[T]:
+    def _begin(self, ask: Ask[T], previous: T | None, timeout_s: float) -> Future[T]:
         async def bounded() -> T:
             if self._rock is None:
                 # No retries: the next refresh is the retry, and the page must not wait.
                 self._rock = Rock(self._url, timeout_s=READ_TIMEOUT_S, retry_s=0.0)
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await ask(self._rock, previous)
 
         return asyncio.run_coroutine_threadsafe(bounded(), self._loop)
 
-    def _result(self, future: Future[T]) -> T:
+    def _result(self, future: Future[T], timeout_s: float) -> T:
         try:
-            return future.result(READ_TIMEOUT_S + 1)
+            return future.result(timeout_s + 1)
         except TimeoutError as error:
             future.cancel()
             raise DeadlineExceeded(
-                f"The platform did not answer within {READ_TIMEOUT_S:.0f} s.", hint="Is the machine overloaded?"
+                f"The platform did not answer within {timeout_s:.0f} s.", hint="Is the machine overloaded?"
             ) from error
 
     def _succeeded(self, key: object, value: T) -> Reading[T]:

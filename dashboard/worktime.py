@@ -57,6 +57,12 @@ class Spent:
     """False: the run reports the learner's seconds only, no bubble."""
 
     @property
+    def window(self) -> str:
+        """What the parts are shares of, for people."""
+        whose = f"{self.workers:.0f} workers: engines and learner" if self.of_workers else "the learner's time only"
+        return f"{worker_hours(self.worker_s)}; {whose}; {self.steps:,} of {self.of_steps:,} steps tell"
+
+    @property
     def useful(self) -> float:
         return sum(part.share for part in self.parts if part.tone is Tone.GOOD)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from dashboard import markup, palette, snapshots, text
 from dashboard.figures import CONFIG
 from dashboard.palette import Theme, Tone
 from dashboard.sentences import Sentence, staleness_sentence
-from dashboard.source import Reading, Source
-from rock.sdk import RunView
+from dashboard.snapshots import RunSnapshot
+from dashboard.source import FRESH_S, Reading, Source
+from rock.sdk import Rock, RunView
 
 LIVE_S = 2.0
 REMEMBER_S = 60.0
@@ -122,6 +123,26 @@ def _run_label(by_id: dict[str, RunView], run_id: str) -> str:
 
 def runs() -> Reading[list[RunView]]:
     return source().read("runs", snapshots.runs)
+
+
+def ask_run(run_id: str, *, fresh_s: float = FRESH_S) -> Reading[RunSnapshot]:
+    def ask(rock: Rock, before: RunSnapshot | None) -> Awaitable[RunSnapshot]:
+        return snapshots.run_snapshot(rock, run_id, before)
+
+    return source().read(("run", run_id), ask, fresh_s=fresh_s)
+
+
+def chosen_run() -> tuple[str, list[RunView]] | None:
+    """The run to look at and all there are; None where there is nothing to choose from, which the page then says."""
+    listed = runs()
+    if listed.value is None:
+        no_platform(listed)
+        return None
+    if not listed.value:
+        show_banner(listed, None, "")
+        no_runs()
+        return None
+    return choose_run(listed.value).id, listed.value
 
 
 def no_runs() -> None:

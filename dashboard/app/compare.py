@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from dashboard import changes, markup, snapshots, text, work_figures
+from dashboard import changes, markup, text, work_figures
 from dashboard.app import common
 from dashboard.snapshots import RunSnapshot
 from dashboard.source import Reading
@@ -55,8 +55,7 @@ def live() -> None:
 
 
 def _read(run_id: str) -> Reading[RunSnapshot]:
-    ask = common.source().read
-    return ask(("run", run_id), lambda rock, before: snapshots.run_snapshot(rock, run_id, before), fresh_s=2.0)
+    return common.ask_run(run_id, fresh_s=2.0)
 
 
 def _choose(runs: list[RunView]) -> list[RunView]:

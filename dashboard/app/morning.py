@@ -42,20 +42,15 @@ def page() -> None:
 
 @st.fragment(run_every=common.LIVE_S)
 def live() -> None:
-    listed = common.runs()
-    if listed.value is None:
-        common.no_platform(listed)
+    chosen = common.chosen_run()
+    if chosen is None:
         return
-    if not listed.value:
-        common.show_banner(listed, None, "")
-        common.no_runs()
-        return
-    run_id = common.choose_run(listed.value).id
+    run_id, listed = chosen
     source = common.source()
     asked = _questions(run_id)
     for key, ask in asked.items():
         source.ahead(key, ask, fresh_s=SLOWER_S)
-    reading = source.read(("run", run_id), lambda rock, before: snapshots.run_snapshot(rock, run_id, before))
+    reading = common.ask_run(run_id)
     trouble, speed, fleet = (source.read(key, ask, fresh_s=SLOWER_S) for key, ask in asked.items())
     if reading.value is None:
         common.show_banner(reading, None, "")
@@ -70,7 +65,7 @@ def live() -> None:
     _environments(speed, fleet)
     if fleet.value is not None:
         _fleet(fleet.value, trouble.value)
-    _changes(snap, listed.value, fleet.value, trouble.value)
+    _changes(snap, listed, fleet.value, trouble.value)
 
 
 def _questions(run_id: str) -> dict[object, Ask[Any]]:
@@ -125,13 +120,10 @@ def _time(snap: RunSnapshot) -> None:
         st.html(markup.heading("Where the time went"))
         st.html(markup.empty("Not reported", "This run reports no time/step_s."))
         return
-    whose = f"{spent.workers:.0f} workers: engines and learner" if spent.of_workers else "the learner's time only"
-    steps = f"{spent.steps:,} of {spent.of_steps:,} steps tell"
-    total = worktime.worker_hours(spent.worker_s)
     price, wrong = _price()
-    cost = f", {price.of(spent.worker_s)} at {price.per_hour:g} {price.unit} an hour" if price else ""
+    cost = f"{price.of(spent.worker_s)} at {price.per_hour:g} {price.unit} an hour; " if price else ""
     head, ask = st.columns([5, 1.4], vertical_alignment="bottom")
-    head.html(markup.heading("Where the time went", f"{total}{cost}; {whose}; {steps}"))
+    head.html(markup.heading("Where the time went", cost + spent.window))
     ask.text_input(
         "Price of a worker-hour",
         key="price",

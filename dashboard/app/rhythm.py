@@ -13,15 +13,10 @@ FRESH_S = 10.0
 
 
 def page() -> None:
-    listed = common.runs()
-    if listed.value is None:
-        common.no_platform(listed)
+    chosen = common.chosen_run()
+    if chosen is None:
         return
-    if not listed.value:
-        common.show_banner(listed, None, "")
-        common.no_runs()
-        return
-    run_id = common.choose_run(listed.value).id
+    run_id, _ = chosen
     found = common.source().read(("rhythms", run_id), lambda rock, _: rock.rhythms(run_id), fresh_s=FRESH_S)
     common.show_banner(found, None, "")
     if not found.value:

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import figures, frames, markup, snapshots, text, work_figures
+from dashboard import figures, frames, markup, text, work_figures
 from dashboard.app import common
 from dashboard.frames import Series
 from dashboard.palette import Theme
@@ -26,18 +26,10 @@ def page() -> None:
 
 @st.fragment(run_every=common.LIVE_S)
 def live() -> None:
-    listed = common.runs()
-    if listed.value is None:
-        common.no_platform(listed)
+    chosen = common.chosen_run()
+    if chosen is None:
         return
-    if not listed.value:
-        common.show_banner(listed, None, "")
-        common.no_runs()
-        return
-    run_id = common.choose_run(listed.value).id
-    reading = common.source().read(
-        ("run", run_id), lambda rock, previous: snapshots.run_snapshot(rock, run_id, previous)
-    )
+    reading = common.ask_run(chosen[0])
     if reading.value is None:
         common.show_banner(reading, None, "")
         return

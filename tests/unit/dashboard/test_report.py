@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dashboard.frames import metric_frame
@@ -52,6 +53,17 @@ def test_it_says_what_happened_and_where_the_numbers_come_from() -> None:
     assert "1 of 12 episodes void" in html
     assert "made 2026-03-04 12:00 UTC from http://127.0.0.1:7625" in html
     assert "<td>sandbox.failed</td><td>sb-1</td>" in html
+
+
+def test_lost_time_and_lost_episodes_are_drawn_as_on_the_page() -> None:
+    snap = snapshot()
+    metrics = snap.metrics.assign(**{"time/step_s": 60.0, "roofline/workers": 2.0, "bubble/total": 0.5})
+    html = report_html(replace(snap, metrics=metrics.assign(**{"bubble/tail": 0.5})), NOW, "here")
+    assert re.search(r"<h2>Where the time went</h2><span[^>]*>[0-9.]+ worker-\w+; 2 workers: engines and learner", html)
+    assert "waiting for the slowest episodes of a batch" in html
+    assert html.count("<h2>Where every episode went</h2>") == 1
+    assert '"type":"sankey"' in html
+    assert "dispatched 12" in html
 
 
 def test_what_programs_wrote_is_escaped() -> None:
