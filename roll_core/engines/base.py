@@ -6,11 +6,14 @@ request ends in exactly one :class:`Generation` or one error; an aborted request
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from roll_core.types import Generation, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class EngineStats:
     generated_tokens: int
     prefilled_tokens: int
     cached_tokens: int
-    """Prompt tokens that needed no computation because the session's KV cache held them."""
+    """Prompt tokens that needed no computation: the session's KV cache held them, or a request of the same pass that
+    begins alike computed them."""
     running: int
     waiting: int
     slots: int
@@ -80,3 +84,27 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> EngineStats: ...
+
+
+def check_request(
+    prompt_ids: Sequence[int], params: SamplingParams, *, max_context: int, vocab: int, has_tokenizer: bool
+) -> int:
+    """How many tokens the context has room for after the prompt. Raises ValueError for what no engine can play."""
+    room = max_context - len(prompt_ids)
+    if not prompt_ids or room < 1:
+        raise ValueError(f"a prompt of {len(prompt_ids)} tokens leaves no room in a context of {max_context}")
+    if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab:
+        raise ValueError(f"prompt ids must be within 0 … {vocab - 1}")
+    if params.max_tokens < 1 or params.temperature < 0 or not 0 < params.top_p <= 1:
+        raise ValueError(f"expected max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, found {params}")
+    if params.stop and not has_tokenizer:
+        raise ValueError("stop strings need an engine with a tokenizer")
+    return room
+
+
+def check_fit(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError when a parameter of ``shapes`` is missing in ``tensors`` or has another shape."""
+    for name, shape in shapes.items():
+        found = tuple(tensors[name].shape) if name in tensors else "missing"
+        if found != shape:
+            raise ValueError(f"weights do not fit the model: {name} is {found}, expected {shape}")

@@ -22,11 +22,11 @@ from typing import TypeVar
 
 import torch
 
-from roll_core.engines.base import EngineStats, SamplingParams
+from roll_core.engines.base import EngineStats, SamplingParams, check_request
 from roll_core.engines.decoder import Decoder, Piece
 from roll_core.engines.sampling import sample, uniforms
 from roll_core.engines.settling import Settled, settle, settle_all
-from roll_core.engines.slots import SlotTable
+from roll_core.engines.slots import SlotTable, common_prefix
 from roll_core.engines.stopping import StopStrings
 from roll_core.errors import EngineDead
 from roll_core.models.qwen import ModelConfig
@@ -37,11 +37,12 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CLOSE_S = 30.0
-"""Longer than any forward pass takes."""
+_LEAST_SHARED = 4
+"""Tokens; copying fewer costs what computing them does."""
+_CLOSE_S = 30.0  # longer than any forward pass takes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # each is itself: comparing fields was a twentieth of the worker's time
 class _Request:
     """One ``generate`` call. ``ids`` is prompt and sampled tokens; the first ``computed`` of them are in the cache."""
 
@@ -178,17 +179,15 @@ class TorchEngine:
     def _make_request(
         self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, session: str
     ) -> _Request:
-        room = self.max_context - len(prompt_ids)
-        if not prompt_ids or room < 1:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens leaves no room in a context of {self.max_context}")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.config.vocab:
-            raise ValueError(f"prompt ids must be within 0 … {self.config.vocab - 1}")
-        if params.max_tokens < 1 or params.temperature < 0 or not 0 < params.top_p <= 1:
-            raise ValueError(f"expected max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, found {params}")
+        room = check_request(
+            prompt_ids,
+            params,
+            max_context=self.max_context,
+            vocab=self.config.vocab,
+            has_tokenizer=self._tokenizer is not None,
+        )
         if request_id in self._ids_taken:
             raise ValueError(f"request {request_id!r} is already running")
-        if params.stop and self._tokenizer is None:
-            raise ValueError("stop strings need an engine with a tokenizer")
         seed = params.seed
         if seed is None:
             self._requests_made += 1
@@ -321,24 +320,42 @@ class TorchEngine:
 
     def _schedule(self) -> tuple[list[_Request], list[Piece]]:
         """Single tokens first, by slot (the decoder groups neighbours), then as much prefill as a pass may take."""
-        singles: list[tuple[int, _Request]] = []
-        spans: list[tuple[_Request, Piece]] = []
+        singles, spans = list[_Request](), list[_Request]()
+        pieces: list[Piece] = []
         budget = self._prefill_tokens
         for request in self._running:
-            size = min(len(request.ids) - request.computed, budget)
-            if len(request.ids) - request.computed == 1:
-                singles.append((request.slot, request))
-            elif size > 0:
-                budget -= size
-                ids = request.ids[request.computed : request.computed + size]
-                if size == 1:  # the budget's last token: a single like any other
-                    singles.append((request.slot, request))
-                else:
-                    spans.append((request, Piece(request.slot, request.computed, ids)))
-        singles.sort(key=lambda pair: pair[0])
-        batch = [r for _, r in singles] + [r for r, _ in spans]
-        pieces = [Piece(r.slot, r.computed, r.ids[r.computed : r.computed + 1]) for _, r in singles]
-        return batch, pieces + [p for _, p in spans]
+            if len(request.ids) - request.computed > 1:
+                self._cached += self._share(request, spans, pieces)
+            left = len(request.ids) - request.computed
+            size = min(left, budget)
+            if left == 1 or size == 1:  # the budget's last token is a single like any other
+                singles.append(request)
+            elif size > 1:
+                spans.append(request)
+                pieces.append(Piece(request.slot, request.computed, request.ids[request.computed :][:size], []))
+            budget -= size if left > 1 else 0
+        singles.sort(key=lambda r: r.slot)
+        ones = [Piece(r.slot, r.computed, r.ids[r.computed : r.computed + 1]) for r in singles]
+        return singles + spans, ones + pieces
+
+    def _share(self, request: _Request, spans: Sequence[_Request], pieces: Sequence[Piece]) -> int:
+        """Tokens of ``request`` that one of this pass's ``pieces`` computes anyway, since all before them is equal too:
+        siblings of a group begin with the same prompt. At least the last token is left, for its logits."""
+        best, most = None, request.computed + _LEAST_SHARED - 1
+        for other, piece in zip(reversed(spans), reversed(pieces), strict=True):  # siblings come one after the other
+            if piece.start == request.computed:
+                size = piece.start + len(piece.token_ids)
+                same = min(common_prefix(other.ids[:size], request.ids), len(request.ids) - 1)
+                if same > most:
+                    best, most = piece, same
+                    if same == len(request.ids) - 1:
+                        break
+        if best is None:
+            return 0
+        count = most - request.computed
+        best.shared.append((request.slot, count))
+        request.computed = most
+        return count
 
     def _completes_stop(self, request: _Request) -> bool:
         return request.stop_strings is not None and request.stop_strings.reached(request.ids[request.prompt_size :])

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from roll_core.engines.base import EngineStats, SamplingParams
+from roll_core.engines.base import EngineStats, SamplingParams, check_fit, check_request
 from roll_core.engines.vllm_stats import Meter, meter_class
 from roll_core.engines.vllm_worker import OWNER
 from roll_core.errors import EngineDead, RecipeError
@@ -106,7 +106,7 @@ class VllmEngine:
         self.config = config
         self.max_context = min(max_context or config.max_context, config.max_context)
         self._shapes = parameter_shapes(config)
-        self._check_fit(weights)
+        check_fit(self._shapes, weights.tensors)
         self._first = weights
         self._tokenizer = tokenizer
         self._slots = slots
@@ -240,20 +240,18 @@ class VllmEngine:
     def _translate(self, prompt_ids: Sequence[int], params: SamplingParams) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
-        room = self.max_context - len(prompt_ids)
-        if not prompt_ids or room < 1:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens leaves no room in a context of {self.max_context}")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.config.vocab:
-            raise ValueError(f"prompt ids must be within 0 … {self.config.vocab - 1}")
-        if params.max_tokens < 1 or params.temperature < 0 or not 0 < params.top_p <= 1:
-            raise ValueError(f"expected max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, found {params}")
+        room = check_request(
+            prompt_ids,
+            params,
+            max_context=self.max_context,
+            vocab=self.config.vocab,
+            has_tokenizer=self._tokenizer is not None,
+        )
         if 0 < params.temperature < _LEAST_TEMPERATURE:
             raise ValueError(
                 f"vLLM samples no colder than temperature {_LEAST_TEMPERATURE}; {params.temperature} would be another "
                 "distribution than the one asked for. Take 0 (greedy), or more."
             )
-        if params.stop and self._tokenizer is None:
-            raise ValueError("stop strings need an engine with a tokenizer")
         greedy = params.temperature == 0
         return self._params(
             max_tokens=min(params.max_tokens, room),
@@ -286,7 +284,7 @@ class VllmEngine:
     async def load_weights(self, weights: Weights) -> None:
         """See the protocol. Raises ValueError, and goes on under the old weights, when the new ones do not fit."""
         self._check_alive()
-        self._check_fit(weights)
+        check_fit(self._shapes, weights.tensors)
         async with self._loading:
             self._check_alive()
             assert self._folder is not None
@@ -313,12 +311,6 @@ class VllmEngine:
         await self._llm.resume_generation()
         self._version = version
         self._load_s += time.perf_counter() - begin
-
-    def _check_fit(self, weights: Weights) -> None:
-        for name, shape in self._shapes.items():
-            found = tuple(weights.tensors[name].shape) if name in weights.tensors else "missing"
-            if found != shape:
-                raise ValueError(f"weights do not fit the model: {name} is {found}, expected {shape}")
 
     # -- state -----------------------------------------------------------------------------------------------------
 

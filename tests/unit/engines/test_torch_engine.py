@@ -143,6 +143,31 @@ def test_a_session_computes_only_what_is_new() -> None:
     with_engine(body, TorchEngine(QWEN3, weights_of(model), slots=4, prefill_tokens=16))
 
 
+def test_prompts_that_begin_alike_are_computed_once_and_stay_exact() -> None:
+    model = make_model()
+    trunk = prompt(40)
+    forks = [trunk[:25] + prompt(10, seed) for seed in (1, 2)]
+    prompts = [trunk, prompt(30, 3), trunk, *forks, trunk, trunk]
+
+    async def body(engine: TorchEngine) -> None:
+        jobs = [
+            asyncio.create_task(engine.generate(f"{i}", ids, SamplingParams(max_tokens=12, seed=i)))
+            for i, ids in enumerate(prompts)
+        ]
+        with engine._wake:  # the worker sees all of them at once
+            await asyncio.sleep(0)
+        found = await asyncio.gather(*jobs)
+        for ids, got in zip(prompts, found, strict=True):
+            assert_exact(model, ids, got)
+        assert len({got.token_ids for got in found}) == len(found)
+        # Three copies of the trunk but for their last tokens, and two of what the forks have in common with it.
+        assert engine.stats().cached_tokens == 3 * 39 + 2 * 25
+        assert engine.stats().prefilled_tokens == sum(map(len, prompts)) - engine.stats().cached_tokens
+
+    # Less than a prompt a pass, so that they are shared piece by piece.
+    with_engine(body, TorchEngine(QWEN3, weights_of(model), slots=8, prefill_tokens=16))
+
+
 def test_more_sessions_than_slots_evict_the_oldest_and_stay_exact() -> None:
     model = make_model()
 
