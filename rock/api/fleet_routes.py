@@ -23,6 +23,7 @@ from rock.wire.models import (
     RecoveryReport,
     RestartRequest,
     RestartView,
+    SandboxStats,
     SandboxView,
     SnapshotRequest,
     SnapshotView,
@@ -91,6 +92,11 @@ def _sandboxes(router: APIRouter, control: Control) -> None:
     async def execute(sandbox_id: SandboxId, request: ExecRequest) -> ExecResult:
         """`conflict` when nobody holds it: what waits in the warm pool must stay untouched."""
         return await control.exec(sandbox_id, request)
+
+    @router.get("/sandboxes/{sandbox_id}/stats", tags=["sandboxes"], summary="What it takes at this moment")
+    async def stats(sandbox_id: SandboxId) -> SandboxStats:
+        """Counted from outside, by the kernel. `not-found` for one that does not live."""
+        return await control.stats(sandbox_id)
 
     @router.get("/sandboxes/{sandbox_id}/logs", tags=["sandboxes"], summary="The last lines of its output")
     async def logs(sandbox_id: SandboxId, lines: Annotated[int, Query(ge=1, le=10_000)] = 100) -> LogView:

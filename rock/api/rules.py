@@ -80,6 +80,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/leases"): Rule("run", _LEASE_ERRORS),
     ("GET", "/leases"): Rule("read"),
     ("DELETE", "/leases"): Rule("run"),
+    ("GET", "/sandboxes/{sandbox_id}/stats"): Rule("read", (NotFound, RuntimeUnavailable)),
     ("POST", "/leases/{lease_id}/heartbeat"): Rule("run", _GONE),
     ("POST", "/leases/{lease_id}/recover"): Rule("run", (*_GONE, StaleEpoch, Recovering, *_LEASE_ERRORS)),
     ("POST", "/leases/{lease_id}/recovered"): Rule("run", _GONE),

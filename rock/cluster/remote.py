@@ -35,6 +35,7 @@ from rock.wire.models import (
     NodeView,
     QuarantineView,
     SandboxSpec,
+    SandboxStats,
     SandboxView,
 )
 
@@ -328,6 +329,9 @@ class RemoteNode:
         call = wire.ExecCall(sandbox_id=sandbox_id, request=request)
         within_s = request.timeout_s + 2 * self._timing.look_s
         return _parsed(ExecResult, await self._ask("exec", call, within_s=within_s))
+
+    async def stats(self, sandbox_id: str) -> SandboxStats:
+        return _parsed(SandboxStats, await self._ask("stats", wire.SandboxCall(sandbox_id=sandbox_id)))
 
     async def logs(self, sandbox_id: str, lines: int) -> Sequence[str]:
         return _STRINGS.validate_python(await self._ask("logs", wire.LogsCall(sandbox_id=sandbox_id, lines=lines)))

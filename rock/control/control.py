@@ -43,6 +43,7 @@ from rock.wire.models import (
     NodeView,
     RestartRequest,
     RestartView,
+    SandboxStats,
     SandboxView,
     TaskList,
 )
@@ -236,6 +237,9 @@ class Control:
 
     async def exec(self, sandbox_id: str, request: ExecRequest) -> ExecResult:
         return await (await self._node_of(sandbox_id)).exec(sandbox_id, request)
+
+    async def stats(self, sandbox_id: str) -> SandboxStats:
+        return await (await self._node_of(sandbox_id)).stats(sandbox_id)
 
     async def logs(self, sandbox_id: str, lines: int) -> LogView:
         try:

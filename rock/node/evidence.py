@@ -63,7 +63,7 @@ async def gather(
     recent = health.oom_at is None or now - health.oom_at < _OOM_RECENT_S
     if not observed.running and oom_killed and recent and observed.exit_code in _KILLED:
         cause, detail = "oom", f"it used more than its {record.spec.limits.memory_bytes >> 20} MiB of memory"
-    elif not observed.running and cause != "env_dead":
+    elif not observed.running and cause not in ("env_dead", "disk_quota"):
         cause = "exited"
     elif observed.paused and "paused" not in detail:
         detail = f"{detail}; it is paused" if detail else "it is paused"

@@ -50,6 +50,7 @@ from rock.wire.models import (
     NodeView,
     QuarantineView,
     SandboxSpec,
+    SandboxStats,
     SandboxView,
 )
 
@@ -296,6 +297,9 @@ class Node:
             **({"cwd": request.cwd} if request.cwd else {}),
         )
         return ExecResult.model_validate(value)
+
+    async def stats(self, sandbox_id: str) -> SandboxStats:
+        return await self._supervisor.usage.stats(self._record(sandbox_id))
 
     async def logs(self, sandbox_id: str, lines: int) -> Sequence[str]:
         record = self._record(sandbox_id)

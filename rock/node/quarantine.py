@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # The machine's or the caller's fault, and said to whoever claims as it is.
 _NOT_THE_IMAGE = (RuntimeUnavailable, StorageError, ImageNotFound, InvalidRequest)
 _KILLED = frozenset({137, 143})
-# Not: removed, paused, frozen (somebody did that to it), slow, disk (its user's doing).
+# Not: removed, paused, frozen (somebody did that to it), slow, disk and disk_quota (its user's doing).
 _BY_ITSELF = frozenset({"exited", "oom", "guest_lost", "env_dead", "probe"})
 _VIEWS = TypeAdapter(tuple[QuarantineView, ...])
 _USED = frozenset({SandboxState.LEASED, SandboxState.SUSPECT})

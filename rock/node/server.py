@@ -187,6 +187,7 @@ class NodeServer:
             "restore_quarantine": (wire.QuarantineCall, lambda call: node.restore_quarantine(call.views)),
             "sandboxes": (nothing, lambda _: node.sandboxes()),
             "sandbox": (wire.SandboxCall, lambda call: node.sandbox(call.sandbox_id)),
+            "stats": (wire.SandboxCall, lambda call: node.stats(call.sandbox_id)),
             "exec": (wire.ExecCall, lambda call: node.exec(call.sandbox_id, call.request)),
             "logs": (wire.LogsCall, lambda call: node.logs(call.sandbox_id, call.lines)),
             "set_pool": (

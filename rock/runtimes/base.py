@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rock.domain.detection import Look
+from rock.runtimes.usage import Usage
 from rock.wire.models import SandboxSpec
 
 
@@ -84,6 +85,15 @@ class Runtime(Protocol):
 
     async def list_owned(self) -> Sequence[Observed]:
         """Every sandbox of this instance that exists, whoever started it."""
+        ...
+
+    async def usage(self, handle: str) -> Usage | None:
+        """What it takes at this moment; None when it is gone, or nobody can tell. Cheap, and raises like inspect."""
+        ...
+
+    async def written(self, handle: str, enough: int) -> int | None:
+        """Bytes on the disk that it has written and not removed, counted to a little beyond ``enough``; None for one
+        that can write nothing there. Raises like inspect."""
         ...
 
     async def logs(self, handle: str, lines: int) -> Sequence[str]: ...

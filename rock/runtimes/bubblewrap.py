@@ -36,6 +36,7 @@ from rock.runtimes.bwrap_argv import HOST_IMAGE, bwrap_argv, user_inside, write_
 from rock.runtimes.cgroups import Cgroup
 from rock.runtimes.looking import look_at_guest
 from rock.runtimes.shared import prepare, socket_path
+from rock.runtimes.usage import Usage, usage_in_groups, usage_of_tree
 from rock.wire.models import SandboxSpec
 
 T = TypeVar("T")
@@ -104,6 +105,13 @@ class BubblewrapRuntime:
 
     async def list_owned(self) -> Sequence[Observed]:
         return await self._in_thread(self._list_owned)
+
+    async def usage(self, handle: str) -> Usage | None:
+        return await self._in_thread(lambda: self._usage(handle))
+
+    async def written(self, handle: str, enough: int) -> int | None:
+        """Everything that can be written is memory, each part with a limit of its own."""
+        return None
 
     async def logs(self, handle: str, lines: int) -> Sequence[str]:
         return await self._in_thread(lambda: self._logs(handle, lines))
@@ -267,6 +275,13 @@ class BubblewrapRuntime:
         folder = self._folder(handle)
         pid = _live_pid(folder) if folder is not None else 0
         return look_at_guest(pid) if pid else Look(Seen.GONE)
+
+    def _usage(self, handle: str) -> Usage | None:
+        folder = self._folder(handle)
+        pid = _live_pid(folder) if folder is not None else 0
+        if folder is None or not pid:
+            return None
+        return usage_in_groups(Cgroup.of(folder.name).directories) or usage_of_tree(pid)
 
     def _list_owned(self) -> Sequence[Observed]:
         try:

@@ -38,6 +38,8 @@ def bwrap_argv(
     prefix = Path(sys.base_prefix)
     argv = ["bwrap", *_namespaces(uid, gid), "--new-session", "--hostname", sandbox_id]
     argv += ["--json-status-fd", str(status_fd)]
+    if not spec.read_only:  # in memory, so neither limit may be passed
+        argv += ["--size", str(min(spec.limits.disk_bytes, spec.limits.memory_bytes)), "--tmpfs", "/"]
     argv += _open_parents(Path(INSIDE), Path(_BUNDLE_INSIDE), Path("/etc/passwd"), prefix)
     argv += _host_system()
     if spec.network == "bridge":
@@ -117,7 +119,7 @@ def _limits(spec: SandboxSpec) -> list[str]:
     Memory is RLIMIT_DATA, per process; RLIMIT_AS would refuse what is only reserved, as numpy and threads do.
     """
     limits = spec.limits
-    argv = ["prlimit", f"--nofile={limits.open_files}", f"--fsize={limits.file_size_bytes}", "--core=0"]
+    argv = ["prlimit", f"--nofile={limits.open_files}", f"--fsize={spec.file_size_bytes}", "--core=0"]
     argv.append(f"--data={limits.memory_bytes}")
     if os.geteuid() != 0 and _counts_processes_per_namespace():
         argv.append(f"--nproc={limits.pids}")

@@ -100,9 +100,18 @@ def oom_kills_in(directories: Iterable[Path]) -> int:
     return 0
 
 
+def pids_in(directories: Iterable[Path]) -> list[int]:
+    """The processes of the first of these groups that has any, as the host numbers them."""
+    for path in directories:
+        with contextlib.suppress(OSError, ValueError):
+            if found := [int(word) for word in (path / "cgroup.procs").read_text().split()]:
+                return found
+    return []
+
+
 def docker_groups(container_id: str) -> tuple[Path, ...]:
-    """Where Docker puts a container's memory group: by the file system's or by systemd's hand, version 1 or 2."""
-    tops = (_ROOT, _ROOT / "memory")
+    """Where Docker puts a container's groups: by the file system's or by systemd's hand, version 1 or 2."""
+    tops = (_ROOT, _ROOT / "memory", _ROOT / "cpuacct", _ROOT / "pids")
     return tuple(
         top / place for top in tops for place in (f"docker/{container_id}", f"system.slice/docker-{container_id}.scope")
     )
@@ -111,7 +120,7 @@ def docker_groups(container_id: str) -> tuple[Path, ...]:
 def _places(sandbox_id: str) -> list[Path]:
     if (_ROOT / "cgroup.controllers").exists():
         return [_ROOT / _PARENT / sandbox_id]
-    return [_ROOT / controller / _PARENT / sandbox_id for controller in ("memory", "pids", "cpu")]
+    return [_ROOT / controller / _PARENT / sandbox_id for controller in ("memory", "pids", "cpu", "cpuacct")]
 
 
 def _enable(parent: Path) -> None:

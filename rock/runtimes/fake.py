@@ -23,6 +23,7 @@ from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.fake_env import InlineEnv, ToyEnv
 from rock.runtimes.faults import Faults
 from rock.runtimes.shared import nothing_to_keep, socket_path
+from rock.runtimes.usage import Usage
 from rock.wire.models import SNAPSHOT_PREFIX, SandboxSpec
 
 
@@ -190,6 +191,14 @@ class FakeRuntime:
         if self.faults.list_error:
             raise RuntimeUnavailable(self.faults.list_error)
         return [sandbox.observed() for sandbox in list(self._sandboxes.values())]
+
+    async def usage(self, handle: str) -> Usage | None:
+        """It is a part of this process and takes nothing of its own."""
+        return Usage(0.0, 0, 1) if handle in self._sandboxes else None
+
+    async def written(self, handle: str, enough: int) -> int | None:
+        sandbox = self._sandboxes.get(handle)
+        return None if sandbox is None or sandbox.spec.read_only else sandbox.faults.written_bytes
 
     async def logs(self, handle: str, lines: int) -> Sequence[str]:
         sandbox = self._sandboxes.get(handle)

@@ -49,6 +49,8 @@ class Faults:
     snapshot_error: str = ""
     """Every ``snapshot`` raises RuntimeUnavailable with this text, after the delay."""
     disk_used: float = 0.0
+    written_bytes: int = 0
+    """What every sandbox with a writable root has on the disk."""
     deaf: bool = False
     """``watch`` tells nothing: only the reconcile loop can find out."""
     applies_to: Callable[[SandboxSpec], bool] | None = None

@@ -36,9 +36,15 @@ class LimitsSection(_Section):
     pids: Annotated[int, Field(ge=8)] = 128
     tmpfs_mb: Annotated[int, Field(ge=1)] = 64
 
+    disk_mb: Annotated[int, Field(ge=1)] = 4096
+    """Of files on the disk, where the root is writable."""
     def limits(self) -> Limits:
         return Limits(
-            cpus=self.cpus, memory_bytes=self.memory_mb << 20, pids=self.pids, tmpfs_bytes=self.tmpfs_mb << 20
+            cpus=self.cpus,
+            memory_bytes=self.memory_mb << 20,
+            pids=self.pids,
+            tmpfs_bytes=self.tmpfs_mb << 20,
+            disk_bytes=self.disk_mb << 20,
         )
 
 

@@ -44,6 +44,7 @@ from rock.wire.models import (
     RunUpdate,
     RunView,
     SandboxSpec,
+    SandboxStats,
     SandboxView,
     Scope,
     TaskList,
@@ -235,6 +236,9 @@ class RockSync:
 
     def sandbox_view(self, sandbox_id: str) -> SandboxView:
         return self._loop.run(self._inner.sandbox_view(sandbox_id))
+
+    def sandbox_stats(self, sandbox_id: str) -> SandboxStats:
+        return self._loop.run(self._inner.sandbox_stats(sandbox_id))
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         self._loop.run(self._inner.remove_sandbox(sandbox_id))

@@ -16,6 +16,7 @@ from rock.wire.models import (
     NodeView,
     QuarantineView,
     SandboxSpec,
+    SandboxStats,
     SandboxView,
 )
 
@@ -116,6 +117,10 @@ class NodeHandle(Protocol):
     async def exec(self, sandbox_id: str, request: ExecRequest) -> ExecResult: ...
 
     async def logs(self, sandbox_id: str, lines: int) -> Sequence[str]: ...
+
+    async def stats(self, sandbox_id: str) -> SandboxStats:
+        """What it takes at this moment. Raises NotFound for one that does not live."""
+        ...
 
     async def restore_quarantine(self, views: Sequence[QuarantineView]) -> None:
         """What it refused before a restart, before its first claim. What it knows of an image by itself stays."""

@@ -30,6 +30,7 @@ from rock.wire.models.sandboxes import (
     RestartRequest,
     RestartView,
     SandboxSpec,
+    SandboxStats,
     SandboxView,
 )
 
@@ -72,6 +73,7 @@ __all__ = [
     "RunUpdate",
     "RunView",
     "SandboxSpec",
+    "SandboxStats",
     "SandboxView",
     "Scope",
     "SnapshotRequest",
