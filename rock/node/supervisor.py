@@ -29,8 +29,8 @@ from rock.node.fleet import Fleet
 from rock.node.load import SAMPLE_EVERY_S, HostMeter
 from rock.node.quarantine import QuarantineNote
 from rock.node.record import Record
-from rock.runtimes.base import Runtime
 from rock.node.usage import UsageBook
+from rock.runtimes.base import Runtime
 from rock.runtimes.shared import used_bytes
 from rock.wire.guest_client import GuestClient
 
@@ -56,19 +56,19 @@ class Supervisor:
         self._removing = asyncio.Semaphore(_MAX_REMOVING)
         self.host = HostMeter(config.run_dir)
         self.detector = Detector(config, runtime, fleet, self.host, self._spawn, self.wake)
+        self.usage = UsageBook(runtime, fleet, fleet.clock, self.detector.fail)
         self.healthy = True
         self.detail = ""
 
-        self.usage = UsageBook(runtime, fleet, fleet.clock, self.detector.fail)
     def run(self) -> None:
         """Start the loops."""
         self._spawn(self._plan_loop())
         self._spawn(self._every(self._config.reconcile_interval_s, self.reconcile))
         self._spawn(self.detector.probe())
+        self._spawn(self.usage.watch_disks())
         self._spawn(self._every(_PACE_EVERY_S, self.detector.check_pace))
         self._spawn(self._every(SAMPLE_EVERY_S, self._measure))
         self._spawn(self._every(self._config.image_check_s, self._refresh_images))
-        self._spawn(self.usage.watch_disks())
         self._spawn(self._watch())
         self._spawn(self._note_quarantine())
 

@@ -29,13 +29,13 @@ from rock.runtimes import docker_snapshots
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.cgroups import docker_groups, oom_kills_in
 from rock.runtimes.docker_daemon import CALL_TIMEOUT_S, THREADS, check_docker, new_client, translated
-from rock.runtimes.docker_events import EventThread
 from rock.runtimes.docker_disk import DockerDisk
+from rock.runtimes.docker_events import EventThread
 from rock.runtimes.image_uses import note_use
 from rock.runtimes.looking import look_at_guest, look_in_groups
 from rock.runtimes.shared import INSIDE, environ_of, guest_argv, prepare, socket_path, user_of
-from rock.wire.models import SandboxSpec
 from rock.runtimes.usage import Usage, usage_in_groups
+from rock.wire.models import SandboxSpec
 
 T = TypeVar("T")
 
@@ -73,6 +73,7 @@ class DockerRuntime:
         self._client: APIClient | None = None
         self._client_lock = threading.Lock()
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
+        self._disk = DockerDisk()
 
     # --- the Runtime protocol -----------------------------------------------------------------------------------------
 
@@ -94,10 +95,15 @@ class DockerRuntime:
     async def look(self, handle: str) -> Look:
         here = await asyncio.to_thread(look_in_groups, docker_groups(handle))
         return here if here.seen is not Seen.UNKNOWN else await self._call(self._look, handle)
-        self._disk = DockerDisk()
 
     async def list_owned(self) -> Sequence[Observed]:
         return await self._call(self._list_owned)
+
+    async def usage(self, handle: str) -> Usage | None:
+        return await asyncio.to_thread(usage_in_groups, docker_groups(handle)) or await self._call(self._usage, handle)
+
+    async def written(self, handle: str, enough: int) -> int | None:
+        return await self._call(lambda: self._disk.written(self._api(), handle, enough))
 
     async def logs(self, handle: str, lines: int) -> Sequence[str]:
         return await self._call(self._logs, handle, lines)
@@ -126,12 +132,6 @@ class DockerRuntime:
             events.stop()
 
     async def close(self) -> None:
-    async def usage(self, handle: str) -> Usage | None:
-        return await asyncio.to_thread(usage_in_groups, docker_groups(handle)) or await self._call(self._usage, handle)
-
-    async def written(self, handle: str, enough: int) -> int | None:
-        return await self._call(lambda: self._disk.written(self._api(), handle, enough))
-
         """Containers live on."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
@@ -188,6 +188,7 @@ class DockerRuntime:
         return handle
 
     def _stop(self, handle: str) -> None:
+        self._disk.forget(handle)
         api = self._api()
         try:
             api.remove_container(handle, force=True, v=True)
@@ -215,7 +216,6 @@ class DockerRuntime:
 
     def _inspect(self, handle: str) -> Observed | None:
         try:
-        self._disk.forget(handle)
             found = self._api().inspect_container(handle)
         except NotFound:
             return None
@@ -245,6 +245,19 @@ class DockerRuntime:
             return Look(Seen.GONE)
         return Look(Seen.PAUSED) if state["Paused"] else look_at_guest(state["Pid"], cgroup_name=handle)
 
+    def _usage(self, handle: str) -> Usage | None:
+        """As the engine says, where its groups are on another machine."""
+        try:
+            now: dict[str, Any] = self._api().stats(handle, stream=False, one_shot=True)
+        except NotFound:
+            return None
+        memory, pids = now.get("memory_stats") or {}, (now.get("pids_stats") or {}).get("current")
+        if "usage" not in memory or not pids:
+            return None  # it does not run
+        details = memory.get("stats") or {}
+        idle = details.get("total_inactive_file", details.get("inactive_file", 0))
+        return Usage(now["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9, max(0, memory["usage"] - idle), pids)
+
     def _list_owned(self) -> Sequence[Observed]:
         found = self._api().containers(all=True, filters={"label": self._label_filter})
         observed = []
@@ -272,19 +285,6 @@ class DockerRuntime:
         return observed
 
     def _logs(self, handle: str, lines: int) -> Sequence[str]:
-    def _usage(self, handle: str) -> Usage | None:
-        """As the engine says, where its groups are on another machine."""
-        try:
-            now: dict[str, Any] = self._api().stats(handle, stream=False, one_shot=True)
-        except NotFound:
-            return None
-        memory, pids = now.get("memory_stats") or {}, (now.get("pids_stats") or {}).get("current")
-        if "usage" not in memory or not pids:
-            return None  # it does not run
-        details = memory.get("stats") or {}
-        idle = details.get("total_inactive_file", details.get("inactive_file", 0))
-        return Usage(now["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9, max(0, memory["usage"] - idle), pids)
-
         try:
             raw: bytes = self._api().logs(handle, tail=lines)
         except NotFound:

@@ -35,9 +35,9 @@ class LimitsSection(_Section):
     memory_mb: Annotated[int, Field(ge=16)] = 512
     pids: Annotated[int, Field(ge=8)] = 128
     tmpfs_mb: Annotated[int, Field(ge=1)] = 64
-
     disk_mb: Annotated[int, Field(ge=1)] = 4096
     """Of files on the disk, where the root is writable."""
+
     def limits(self) -> Limits:
         return Limits(
             cpus=self.cpus,

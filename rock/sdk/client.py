@@ -265,11 +265,11 @@ class Rock:
         """One sandbox with its evidence if it failed. Raises NotFound (caller)."""
         return await self._transport.get(SandboxView, f"sandboxes/{_part(sandbox_id)}")
 
-    async def remove_sandbox(self, sandbox_id: str) -> None:
     async def sandbox_stats(self, sandbox_id: str) -> SandboxStats:
         """What a living sandbox takes: processor, memory, processes, disk. Raises NotFound (caller)."""
         return await self._transport.get(SandboxStats, f"sandboxes/{_part(sandbox_id)}/stats")
 
+    async def remove_sandbox(self, sandbox_id: str) -> None:
         """Kill and remove a sandbox, whoever holds it. Raises NotFound (caller)."""
         await self._transport.request("DELETE", f"sandboxes/{_part(sandbox_id)}", idempotent=True)
 

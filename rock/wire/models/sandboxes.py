@@ -25,9 +25,9 @@ class Limits(Message):
     tmpfs_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
     open_files: Annotated[int, Field(ge=64)] = 1024
     file_size_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
-
     disk_bytes: Annotated[int, Field(ge=1 << 20)] = 4 << 30
     """What it may have on the disk where its root is writable. One that has more is ended (``disk_quota``)."""
+
 
 class SandboxSpec(Message):
     """Everything that decides what a sandbox is. Two equal specs are interchangeable, so a spec is a pool's key."""
@@ -55,6 +55,12 @@ class SandboxSpec(Message):
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
+    def file_size_bytes(self) -> int:
+        """How large one file may become: no single one takes more than there is of the disk."""
+        limits = self.limits
+        return limits.file_size_bytes if self.read_only else min(limits.file_size_bytes, limits.disk_bytes)
+
+    @property
     def from_snapshot(self) -> bool:
         """Whether it is one lease's alone: started from what was kept of its sandbox."""
         return self.image.startswith(SNAPSHOT_PREFIX)
@@ -73,12 +79,6 @@ class SandboxSpec(Message):
 
 
 class Endpoint(Message):
-    @property
-    def file_size_bytes(self) -> int:
-        """How large one file may become: no single one takes more than there is of the disk."""
-        limits = self.limits
-        return limits.file_size_bytes if self.read_only else min(limits.file_size_bytes, limits.disk_bytes)
-
     """Where a sandbox's guest is reached. On the node's own machine the socket is quicker; the gateway always works."""
 
     node: str
@@ -150,6 +150,24 @@ class SandboxView(Message):
     """In what way it is slower than others of its kind; empty if it is not."""
 
 
+class SandboxStats(Message):
+    """What a living sandbox takes, as its node counts it from outside. ``GET /v1/sandboxes/{id}/stats``."""
+
+    at: datetime
+    cpu_s: float
+    """Processor seconds since it began."""
+    cpu_share: float
+    """Processors in use on average since the sample before, a second ago or more; at first since its start."""
+    memory_bytes: int
+    """With what it has in ``/tmp``, without the files' pages that the kernel would give up for others."""
+    memory_limit_bytes: int
+    pids: int
+    """Processes and threads; without control groups processes only."""
+    disk_bytes: int | None = None
+    """Its files on the disk, as of the last look a few seconds ago; null for one that can write nothing there."""
+    disk_limit_bytes: int | None = None
+
+
 class RestartRequest(Message):
     """``POST /v1/sandboxes/{id}/restart``: end it, and let whoever holds it go on in another."""
 
@@ -171,24 +189,6 @@ class RestartView(Message):
     lease_id: str = ""
     replacement: str = ""
     """The sandbox that its lease is on now; empty while that is still looked for, and where there was no lease."""
-class SandboxStats(Message):
-    """What a living sandbox takes, as its node counts it from outside. ``GET /v1/sandboxes/{id}/stats``."""
-
-    at: datetime
-    cpu_s: float
-    """Processor seconds since it began."""
-    cpu_share: float
-    """Processors in use on average since the sample before, a second ago or more; at first since its start."""
-    memory_bytes: int
-    """With what it has in ``/tmp``, without the files' pages that the kernel would give up for others."""
-    memory_limit_bytes: int
-    pids: int
-    """Processes and threads; without control groups processes only."""
-    disk_bytes: int | None = None
-    """Its files on the disk, as of the last look a few seconds ago; null for one that can write nothing there."""
-    disk_limit_bytes: int | None = None
-
-
 
 
 class ExecRequest(Message):
