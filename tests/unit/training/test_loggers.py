@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import struct
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,9 +42,19 @@ def test_tensorboard_shows_every_step_and_the_recipe(tmp_path: Path) -> None:
     assert "recipe/text_summary" in seen.Tags()["tensors"]
 
 
-def test_wandb_keeps_an_offline_run_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def wandb_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B with all it writes under ``tmp_path``. Two directories it makes when it is imported, and removes at an exit
+    that a worker of the tests does not have."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        import wandb  # noqa: F401
     for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.usefixtures("wandb_here")
+def test_wandb_keeps_an_offline_run_with_the_same_numbers(tmp_path: Path) -> None:
     asyncio.run(_report(tmp_path, recipe(wandb="offline")))
     (file,) = tmp_path.glob("wandb/offline-run-*/run-run-0123456789.wandb")
     until_s = time.monotonic() + 60
