@@ -16,7 +16,8 @@ from torch import Tensor
 
 from roll_core.algorithms.rhythm import RhythmSettings, head_sets
 from roll_core.learners.base import Rhythm
-from roll_core.learners.logprobs import micro_batches, row_lengths, score
+from roll_core.learners.batching import micro_batches, row_lengths
+from roll_core.learners.logprobs import score
 from roll_core.models.attention import MAP_ELEMENTS, HeadRhythm, chosen_layers, head_rhythm
 from roll_core.models.checkpoint import load_tensors
 from roll_core.models.lora import plain_copy

@@ -30,8 +30,8 @@ from roll_core.algorithms.advantages import of_turns, on_tokens
 from roll_core.algorithms.critics import explained_variance, partition, value_loss, with_bootstrap
 from roll_core.errors import CheckpointError
 from roll_core.learners.base import Estimate
+from roll_core.learners.batching import micro_batches, row_lengths
 from roll_core.learners.config import LearnerConfig
-from roll_core.learners.logprobs import micro_batches, row_lengths
 from roll_core.learners.optimizers import make_optimizers
 from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch

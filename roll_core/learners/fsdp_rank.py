@@ -1,17 +1,13 @@
 """One process of the learner that shares a model out (FSDP2, ``fully_shard``): its shards, its rows.
 
-Invariants: every rank gets the whole batch, does the same updates in the same order and takes as many passes as the
-others, for each pass is a collective; rows are dealt out, so that the sum of the ranks' gradients is that of one big
-batch; parameters, gradients and moments are float32 whatever the passes are; what ``save`` wrote with so many ranks,
-any other number can ``load``.
+Invariants: every rank takes as many passes as the others, for each pass is a collective; parameters, gradients and
+moments are float32 whatever the passes are; what ``save`` wrote with so many ranks, any other number can ``load``.
 
 Shape legend: B rows, T tokens.
 """
 
 from __future__ import annotations
 
-import heapq
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +27,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from roll_core.errors import CheckpointError
-from roll_core.learners.base import Scores
+from roll_core.learners.batching import deal
 from roll_core.learners.config import LearnerConfig
-from roll_core.learners.logprobs import Scored, micro_batches, row_lengths, score
-from roll_core.learners.objective import Objective, Step
+from roll_core.learners.logprobs import Scored, score
+from roll_core.learners.objective import Step
 from roll_core.learners.optimizers import make_optimizers
 from roll_core.learners.processes import Rank
-from roll_core.learners.torch_learner import to_device
+from roll_core.learners.shared_rank import SharedRank
 from roll_core.models.lora import add_lora, plain_parameters
 from roll_core.models.qwen import CausalLM, ModelConfig
 from roll_core.types import TrainBatch
@@ -55,33 +51,15 @@ class Adapters:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """What a rank begins from. ``parameters``: a safetensors file of the model's parameters, adapters included."""
+    """What a rank begins from, beside a safetensors file of the model's parameters, adapters included."""
 
     model: ModelConfig
-    parameters: Path
     config: LearnerConfig
     adapters: Adapters | None = None
 
 
-def make_rank(begin: Begin, rank: Rank) -> FsdpRank:
-    return FsdpRank(begin, rank)
-
-
-def deal(rows: list[int], lengths: list[int], tokens: int, ranks: int) -> list[list[list[int]]]:
-    """The micro-batches of each rank: every row of some length once, at most ``tokens`` in each (or one row), and as
-    many for every rank, the last ones empty where there is no more to do.
-
-    The longest row left goes to whoever has the fewest tokens: a step lasts as long as its slowest rank.
-    """
-    heap = [(0, rank) for rank in range(ranks)]
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    for row in sorted((r for r in rows if lengths[r]), key=lambda r: (-lengths[r], r)):
-        load, rank = heapq.heappop(heap)
-        shares[rank].append(row)
-        heapq.heappush(heap, (load + lengths[row], rank))
-    dealt = [list(micro_batches(share, lengths, tokens)) for share in shares]
-    most = max(len(share) for share in dealt)
-    return [[*share, *([] for _ in range(most - len(share)))] for share in dealt]
+def make_rank(begin: Begin, file: Path, rank: Rank) -> FsdpRank:
+    return FsdpRank(begin, file, rank)
 
 
 class _Scorer(nn.Module):
@@ -105,7 +83,7 @@ class _Scorer(nn.Module):
         return scored.logprobs_BT, scored.entropy_BT
 
 
-def _shard(begin: Begin, mesh: DeviceMesh, device: torch.device, *, adapters: bool) -> _Scorer:
+def _shard(begin: Begin, file: Path, mesh: DeviceMesh, device: torch.device, *, adapters: bool) -> _Scorer:
     """The model of the file, its parameters shared out over ``mesh``; nobody ever holds all of it on its device."""
     config = begin.config
     with torch.device("meta"):
@@ -123,7 +101,7 @@ def _shard(begin: Begin, mesh: DeviceMesh, device: torch.device, *, adapters: bo
         fully_shard(block, mesh=mesh, mp_policy=within_block)
     fully_shard(scorer, mesh=mesh, mp_policy=precision)
     scorer.to_empty(device=device)
-    _fill(policy, begin.parameters)
+    _fill(policy, file)
     return scorer
 
 
@@ -136,61 +114,33 @@ def _fill(policy: CausalLM, file: Path) -> None:
             parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
 
 
-class FsdpRank:
+class FsdpRank(SharedRank):
     """What :class:`~roll_core.learners.fsdp.FsdpLearner` calls, in every process alike."""
 
-    def __init__(self, begin: Begin, rank: Rank) -> None:
-        self.rank, self.config = rank, begin.config
-        self._device = torch.device(rank.device)
-        self._mesh = init_device_mesh(self._device.type, (rank.count,))
-        self._scorer = _shard(begin, self._mesh, self._device, adapters=True)
+    def __init__(self, begin: Begin, file: Path, rank: Rank) -> None:
+        super().__init__(begin.config, torch.device(rank.device))
+        self.rank = rank
+        self._mesh = init_device_mesh(self.device.type, (rank.count,))
+        self._scorer = _shard(begin, file, self._mesh, self.device, adapters=True)
         self._policy = self._scorer.policy
         self._reference: _Scorer | None = None
-        if self.config.kl_coef:
-            self._reference = _shard(begin, self._mesh, self._device, adapters=False).requires_grad_(False)
-        self._objective = Objective(self.config, has_reference=self._reference is not None)
-        self._generator = torch.Generator().manual_seed(self.config.seed)
+        if self.has_reference:
+            self._reference = _shard(begin, file, self._mesh, self.device, adapters=False).requires_grad_(False)
         self._optimizers = make_optimizers(self._policy, self.config)
-        self.version = 0
-        self._updates = 0
-        self._decay = 1.0
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def train_step(self, batch: TrainBatch, progress: float) -> dict[str, float]:
-        """All updates on the whole batch; metrics are of all ranks together."""
-        begin_s = time.perf_counter()
-        self._decay = self._objective.decay(progress)
-        batch = to_device(batch, self._device)
-        lengths = row_lengths(batch.mask_BT)
-        telling = self._objective.telling(batch)
-        reference_BT = None
-        if self._objective.penalised:
-            assert self._reference is not None
-            reference_BT = self._scores(self._reference, batch, lengths).logprobs_BT
-        prox_BT = self._objective.given_prox(batch)
-        if self._objective.needs_prox(batch):
-            prox_BT = self._scores(self._scorer, batch, lengths, sorted(telling)).logprobs_BT
-        step = Step(batch, lengths, telling, prox_BT, reference_BT, self.version)
-        for _ in range(self.config.epochs):
-            for rows in self._objective.minibatches(len(lengths), self._generator):
-                self._update_on(step, rows)
-        self.version += 1
-        self._merge(step)
-        lr = self._optimizers[0].param_groups[0]["lr"]
-        return self._objective.metrics(step, lr=lr, seconds=time.perf_counter() - begin_s)
-
-    def _update_on(self, step: Step, rows: list[int]) -> None:
-        weights_BT = self._objective.weights(step.batch, rows)
+    def _update_on(self, step: Step, rows: list[int], lr: float) -> None:
+        weights_BT = self.objective.weights(step.batch, rows)
         for some in self._mine([r for r in rows if r in step.telling], step.lengths):
             if some:
                 part = (some, slice(0, step.lengths[some[0]]))
                 scored = Scored(*self._scorer(step.batch.tokens_BT[part], step.batch.mask_BT[part]))
-                loss = self._objective.part_loss(step, part, scored, weights_BT)
+                loss = self.objective.part_loss(step, part, scored, weights_BT)
             else:
                 loss = self._nothing(self._scorer, step.batch)
             (loss * self.rank.count).backward()  # type: ignore[no-untyped-call]  # FSDP averages over the ranks
-        step.updated(*self._apply(self.config.lr * self._decay))
+        step.updated(*self._apply(lr))
 
     def _mine(self, rows: list[int], lengths: list[int]) -> list[list[int]]:
         return deal(rows, lengths, self.config.micro_batch_tokens, self.rank.count)[self.rank.index]
@@ -208,42 +158,24 @@ class FsdpRank:
         size = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         applied = size < float("inf")
         if applied:
-            self._updates += 1
+            self.updates += 1
             for optimizer in self._optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * self._objective.rise(self._updates)
+                    group["lr"] = lr * self.objective.rise(self.updates)
                 optimizer.step()
         self._policy.zero_grad(set_to_none=True)
         return size, applied
 
-    def _merge(self, step: Step) -> None:
-        found: list[Any] = [None] * self.rank.count
-        dist.all_gather_object(found, (dict(step.totals), step.mismatch))
-        for index, (totals, mismatch) in enumerate(found):
-            if index != self.rank.index:
-                step.merge(totals, mismatch)
-
-    def skip_step(self) -> None:
-        self.version += 1
-
     # --- log-probs ---------------------------------------------------------------------------------------------------
 
-    def score(self, batch: TrainBatch) -> Scores | None:
-        """On the CPU; from the first rank alone, for all have the same."""
-        moved = to_device(batch, self._device)
-        lengths = row_lengths(moved.mask_BT)
-        own = self._scores(self._scorer, moved, lengths)
-        reference_BT = None
-        if self._reference is not None:
-            reference_BT = self._scores(self._reference, moved, lengths).logprobs_BT.cpu()
-        if self.rank.index:
-            return None
-        return Scores(own.logprobs_BT.cpu(), own.entropy_BT.cpu(), reference_BT)
-
     @torch.no_grad()
-    def _scores(self, scorer: _Scorer, batch: TrainBatch, lengths: list[int], only: list[int] | None = None) -> Scored:
+    def _scores(
+        self, batch: TrainBatch, lengths: list[int], only: list[int] | None = None, *, reference: bool = False
+    ) -> Scored:
         """Each rank scores its rows; all get all."""
-        out_2BT = torch.zeros(2, *batch.tokens_BT.shape, dtype=torch.float32, device=self._device)
+        scorer = self._reference if reference else self._scorer
+        assert scorer is not None
+        out_2BT = torch.zeros(2, *batch.tokens_BT.shape, dtype=torch.float32, device=self.device)
         for some in self._mine(list(range(len(lengths))) if only is None else only, lengths):
             if not some:
                 self._nothing(scorer, batch)
@@ -273,7 +205,7 @@ class FsdpRank:
         state = dict(self._tensors())
         save_shards(state, checkpoint_id=str(directory))
         if self.rank.index == 0:
-            extra = {"version": self.version, "updates": self._updates, "generator": self._generator.get_state()}
+            extra = {"version": self.version, "updates": self.updates, "generator": self.generator.get_state()}
             torch.save(extra, directory / _STATE)
         dist.barrier()
 
@@ -292,8 +224,8 @@ class FsdpRank:
             extra = torch.load(directory / _STATE, weights_only=True)
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, CheckpointException) as error:
             raise CheckpointError(f"{directory} cannot be loaded into this learner: {error}") from error
-        self._generator.set_state(extra["generator"])
-        self.version, self._updates = int(extra["version"]), int(extra["updates"])
+        self.generator.set_state(extra["generator"])
+        self.version, self.updates = int(extra["version"]), int(extra["updates"])
         return self.version
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -320,5 +252,5 @@ class FsdpRank:
                 if parameter is None or id(parameter) not in owned:
                     continue
                 alike = meta.size == parameter.shape and parameter.dim() > 0
-                place = torch.zeros_like(parameter) if alike else torch.zeros(meta.size, device=self._device)
+                place = torch.zeros_like(parameter) if alike else torch.zeros(meta.size, device=self.device)
                 optimizer.state[parameter][key] = place.detach()

@@ -9,7 +9,6 @@ Shape legend: B rows, T tokens, N response tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,29 +25,6 @@ class Scored:
 
     logprobs_BT: Tensor
     entropy_BT: Tensor
-
-
-def row_lengths(mask_BT: Tensor) -> list[int]:
-    """Tokens of each row up to its last response token: what follows can neither be a target nor influence one."""
-    position_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
-    lengths: list[int] = ((mask_BT > 0) * position_T).amax(1).tolist()
-    return lengths
-
-
-def micro_batches(rows: list[int], lengths: list[int], tokens: int) -> Iterator[list[int]]:
-    """Split ``rows`` (indices into ``lengths``) so that none holds more than ``tokens``, padding counted.
-
-    Longest first: rows of similar length share a batch, and running out of memory happens at once or never. Rows of
-    length 0 are left out.
-    """
-    batch: list[int] = []
-    for row in sorted((r for r in rows if lengths[r]), key=lambda r: (-lengths[r], r)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def score(

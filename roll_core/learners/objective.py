@@ -9,6 +9,7 @@ Shape legend: B rows, T tokens.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from roll_core.algorithms import LossInputs, TokenLoss, kl_estimate, token_weights
 from roll_core.algorithms.mismatch import MismatchMeter
+from roll_core.learners.batching import padded_positions
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.logprobs import Scored
 from roll_core.types import TrainBatch
@@ -24,7 +26,8 @@ from roll_core.types import TrainBatch
 
 @dataclass(slots=True)
 class Step:
-    """One ``train_step`` while it lasts. ``telling``: the rows that have a gradient; ``version``: before it."""
+    """One ``train_step`` while it lasts. ``telling``: the rows that have a gradient; ``version``: before it;
+    ``packed``: rows lie end to end in a pass, without padding."""
 
     batch: TrainBatch
     lengths: list[int]
@@ -32,6 +35,7 @@ class Step:
     prox_BT: Tensor | None
     reference_BT: Tensor | None
     version: int
+    packed: bool = False
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     mismatch: MismatchMeter = field(default_factory=MismatchMeter)
 
@@ -40,6 +44,9 @@ class Step:
         batch, totals = self.batch, self.totals
         mask_BT, behaviour_BT = batch.mask_BT[part], batch.behaviour_logprobs_BT[part]
         lag_BT, logprobs_BT = self.version - batch.versions_BT[part], scored.logprobs_BT.detach()
+        tokens = sum(self.lengths[row] for row in part[0])
+        totals["tokens"] += tokens
+        totals["positions"] += tokens if self.packed else mask_BT.numel()
         totals["loss"] += loss
         totals["count"] += mask_BT.sum().item()
         totals["entropy"] += (scored.entropy_BT.detach() * mask_BT).sum().item()
@@ -54,6 +61,10 @@ class Step:
         if not totals["updates"]:  # the policy is still the one that began the step
             self.mismatch.add(logprobs_BT, behaviour_BT, mask_BT, lag_BT)
         self.mismatch.add_clipped(token.clipped_BT, mask_BT, lag_BT)
+
+    def would_pad(self, batches: Iterable[list[int]]) -> None:
+        """What goes through the model packed would have gone in these micro-batches."""
+        self.totals["padded_positions"] += padded_positions(batches, self.lengths)
 
     def updated(self, norm: float, applied: bool) -> None:
         """An optimizer update is over."""
@@ -157,11 +168,14 @@ class Objective:
         metrics = {name: totals[name] / count for name in means}
         metrics |= {name: totals[name] / updates for name in ("loss", "grad_norm")}
         metrics |= {name: totals[name] for name in ("behaviour_gap_max", "skipped_updates", "updates")}
+        if step.packed:
+            metrics["padding_spared"] = 1 - totals["tokens"] / max(totals["padded_positions"], 1.0)
         versions = batch.versions_BT[batch.mask_BT > 0]
         metrics |= {
             "lr": lr,
             "tokens": float(sum(step.lengths)),
             "response_tokens": batch.mask_BT.sum().item(),
+            "padding_share": 1 - totals["tokens"] / max(totals["positions"], 1.0),
             "token_staleness": (step.version - versions.float()).mean().item() if len(versions) else 0.0,
             "step_s": seconds,
         }

@@ -22,8 +22,9 @@ from torch import Tensor
 from roll_core.algorithms import token_weights
 from roll_core.errors import CheckpointError
 from roll_core.learners.base import Scores
+from roll_core.learners.batching import micro_batches, row_lengths
 from roll_core.learners.config import LearnerConfig
-from roll_core.learners.logprobs import Scored, micro_batches, row_lengths, score
+from roll_core.learners.logprobs import Scored, score
 from roll_core.learners.objective import Objective, Step
 from roll_core.learners.optimizers import make_optimizers
 from roll_core.models.lora import plain_parameters

@@ -57,6 +57,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         # Of random numbers there is one stream; dropout is off anyway. A queue of calls for the time when CUDA is
         # there would only grow.
         (torch.cuda, "_lazy_call", _nothing),
+        (torch.cuda, "get_rng_state", lambda *_, **__: torch.get_rng_state()),
         (torch.cuda.random, "get_rng_state", lambda *_, **__: torch.get_rng_state()),
     ]
 

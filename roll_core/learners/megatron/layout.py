@@ -16,15 +16,22 @@ _VOCABULARY_MULTIPLE = 16
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """``tensor`` ranks share every layer, ``pipeline`` stages follow each other, ``data`` replicas share the rows."""
+    """``tensor`` ranks share every layer, ``pipeline`` stages follow each other, ``data`` replicas share the rows.
+    ``sequence``: the tensor ranks share out positions, too, where a layer works on each by itself."""
 
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
+    sequence: bool = False
 
     def __post_init__(self) -> None:
         if min(self.tensor, self.pipeline, self.data) < 1:
             raise RecipeError(f"{self} has a size below 1: every direction has at least one process.")
+        if self.sequence and self.tensor == 1:
+            raise RecipeError(
+                "learner.sequence_parallel shares positions out over the ranks of learner.tensor_parallel=1; "
+                "it needs at least 2."
+            )
 
     @property
     def world(self) -> int:

@@ -16,3 +16,5 @@ class Spec:
     layout: Layout
     distributed_optimizer: bool = False
     """Each data-parallel replica keeps a share of the optimizer's state, not a copy."""
+    packing: bool = True
+    """Rows of a micro-batch lie end to end, without padding."""

@@ -11,8 +11,9 @@ with each parameter; so its shards are read and written here by the ranges it te
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def _place(optimizers: list[Any], parameter: nn.Parameter) -> _Place | None:
     for wrapper in optimizers:
         inner: torch.optim.Optimizer = wrapper.optimizer
         if not isinstance(wrapper, DistributedOptimizer):
-            return _Place(inner, parameter, 0, parameter.numel())
+            return _Place(inner, getattr(parameter, "main_param", parameter), 0, parameter.numel())
         if parameter in wrapper.model_param_group_index_map:
             group, order = wrapper.model_param_group_index_map[parameter]
             ranges = wrapper._get_model_param_range_map(parameter)["param"]
@@ -116,26 +117,48 @@ def _place(optimizers: list[Any], parameter: nn.Parameter) -> _Place | None:
     return None
 
 
-def _local_moments(learner: RankLearner, key: str) -> dict[str, Tensor]:
-    """One moment of each of this rank's parameters, whole even where replicas share it out."""
+def _local(learner: RankLearner, kept: Callable[[_Place], Tensor]) -> dict[str, Tensor]:
+    """Of each of this rank's parameters what the optimizer keeps of it, whole even where replicas share it out."""
     found: dict[str, Tensor] = {}
     for name, parameter in learner.shards.parameters(learner.model).items():
         flat = torch.zeros(parameter.numel(), dtype=torch.float32, device=learner.device)
         place = _place(learner.optimizer.chained_optimizers, parameter)
         if place is not None:
-            flat[place.begin : place.end] = place.optimizer.state[place.key][key].flatten()
+            flat[place.begin : place.end] = kept(place).detach().flatten()
         if learner.spec.distributed_optimizer:
             dist.all_reduce(flat, group=parallel_state.get_data_parallel_group())
         found[name] = flat.view(parameter.shape)
     return found
 
 
+def main_parameters(learner: RankLearner) -> Mapping[str, Tensor]:
+    """This rank's parameters in float32: the optimizer's where the model has them rounded."""
+    if learner.config.dtype == "float32":
+        return learner.shards.parameters(learner.model)
+    return _local(learner, lambda place: place.key)
+
+
+@torch.no_grad()
+def fill_optimizer(learner: RankLearner, tensors: Mapping[str, Tensor]) -> None:
+    """Set the float32 parameters that the optimizer keeps, whole tensors given under Hugging Face's names."""
+    given = learner.shards.local(tensors)
+    for name, parameter in learner.shards.parameters(learner.model).items():
+        place = _place(learner.optimizer.chained_optimizers, parameter)
+        if place is not None:
+            place.key.copy_(given[name].flatten()[place.begin : place.end].view(place.key.shape))
+
+
+def _moment(key: str, place: _Place) -> Tensor:
+    found: Tensor = place.optimizer.state[place.key][key]
+    return found
+
+
 def save_learner(learner: RankLearner, directory: Path) -> None:
     """Every rank calls it; rank 0 writes, beside and then renamed: a reader finds the old one, the new one, or none."""
     shards = learner.shards
-    model = shards.gather(shards.parameters(learner.model))
+    model = shards.gather(main_parameters(learner))
     reference = shards.gather(shards.parameters(learner.reference[0])) if learner.reference else None
-    moments = {key: shards.gather(_local_moments(learner, key)) for key in MOMENTS} if learner.updates else {}
+    moments = {key: shards.gather(_local(learner, partial(_moment, key))) for key in MOMENTS} if learner.updates else {}
     if dist.get_rank() == 0:
         state = {
             "model": model,
@@ -146,12 +169,12 @@ def save_learner(learner: RankLearner, directory: Path) -> None:
             "updates": learner.updates,
         }
         directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f"{FILE}.partial"
-        with partial.open("wb") as file:
+        unfinished = directory / f"{FILE}.partial"
+        with unfinished.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(directory / FILE)
+        unfinished.replace(directory / FILE)
     dist.barrier()
 
 
@@ -182,7 +205,7 @@ def load_learner(learner: RankLearner, directory: Path) -> None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         learner.shards.fill(learner.model, state["model"])
-        learner.optimizer.reload_model_params()
+        fill_optimizer(learner, state["model"])
         if learner.reference is not None and state["reference"] is not None:
             learner.shards.fill(learner.reference[0], state["reference"])
         if len(state["optimizers"]) != 1:

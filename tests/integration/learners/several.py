@@ -60,6 +60,7 @@ class Case:
     model: str
     config: str
     distributed_optimizer: bool = False
+    packing: bool = True
 
 
 class Several:
@@ -70,7 +71,8 @@ class Several:
         self._held: dict[str, Any] = {}
 
     def make(self, name: str, case: Case) -> None:
-        spec = Spec(MODELS[case.model], CONFIGS[case.config], self._layout, case.distributed_optimizer)
+        config = CONFIGS[case.config]
+        spec = Spec(MODELS[case.model], config, self._layout, case.distributed_optimizer, case.packing)
         self._held[name] = make_rank(spec, self._folder / f"{case.model}.safetensors", self._rank)
 
     def tell(self, name: str, method: str, *args: Any) -> Any:

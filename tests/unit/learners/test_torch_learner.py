@@ -15,7 +15,8 @@ from torch import Tensor
 from roll_core.algorithms import POLICY_LOSSES, LossInputs
 from roll_core.errors import CheckpointError
 from roll_core.learners import LearnerConfig
-from roll_core.learners.logprobs import micro_batches, row_lengths, score
+from roll_core.learners.batching import micro_batches, row_lengths
+from roll_core.learners.logprobs import score
 from roll_core.learners.optimizers import make_optimizers
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ModelConfig
@@ -99,9 +100,10 @@ def test_micro_batches_train_like_one_big_batch(loss: str) -> None:
         )
         metrics = learner.train_step(make_batch())
         results.append((captured[0], metrics))
+    assert results[0][1]["learner/padding_share"] > results[2][1]["learner/padding_share"] == 0  # row by row: none
     for gradient, metrics in results[1:]:
         assert (gradient - results[0][0]).abs().max() < 1e-6
-        for name in metrics.keys() - {"learner/step_s"}:
+        for name in metrics.keys() - {"learner/step_s", "learner/padding_share"}:
             assert metrics[name] == pytest.approx(results[0][1][name], abs=1e-5), name
 
 
