@@ -6,7 +6,7 @@ this page gives a meaning to, everything else is drawn under the name it came wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -23,6 +23,7 @@ from rock.sdk import (
     NodeView,
     PoolView,
     SandboxState,
+    SandboxStats,
     SandboxView,
 )
 from rock.wire.models import ProbeResult
@@ -108,6 +109,27 @@ SANDBOX_COLUMNS = [
     "memory limit",
     "loosened",
 ]
+
+
+def with_usage(frame: pd.DataFrame, taken: Mapping[str, SandboxStats]) -> pd.DataFrame:
+    """The rows of :func:`sandbox_frame` and what their sandboxes take; what is not known is a dash."""
+
+    def column(of: Callable[[SandboxStats], str]) -> list[str]:
+        return [of(stats) if (stats := taken.get(s)) is not None else text.NOTHING for s in frame["sandbox"]]
+
+    frame = frame.copy()
+    after = frame.columns.get_loc("for") + 1
+    for name, of in reversed(USAGE_COLUMNS.items()):
+        frame.insert(after, name, column(of))
+    return frame
+
+
+USAGE_COLUMNS: dict[str, Callable[[SandboxStats], str]] = {
+    "CPUs": lambda stats: f"{stats.cpu_share:.2f}",
+    "memory": lambda stats: text.size(stats.memory_bytes),
+    "processes": lambda stats: f"{stats.pids:,}",
+    "disk": lambda stats: text.NOTHING if stats.disk_bytes is None else text.size(stats.disk_bytes),
+}
 
 
 def matching(frame: pd.DataFrame, needle: str, states: Sequence[str] = ()) -> pd.DataFrame:

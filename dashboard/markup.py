@@ -18,7 +18,7 @@ from dashboard.palette import LEDGER_TONES, OUTCOME_TONES, SANDBOX_TONES, STANDI
 from dashboard.sentences import Sentence
 from rock.domain.nodes import NodeStanding
 from rock.domain.sandbox import MEANING
-from rock.sdk import EpisodeRecord, NodeView, QuarantineView, SandboxState, TurnRecord
+from rock.sdk import EpisodeRecord, NodeView, QuarantineView, SandboxState, SandboxStats, TurnRecord
 
 LONG_TEXT = 1400  # characters; a longer observation is folded
 
@@ -77,6 +77,33 @@ def gauge(label: str, share: float, value: str, tone: Tone = Tone.POLICY) -> str
         f'<div class="rk-gauge"><span class="rk-label">{escape(label)}</span><span>{escape(value)}</span>'
         f'<div class="rk-track"><span class="rk-fill-{tone}" style="width:{share:.1%}"></span></div></div>'
     )
+
+
+def usage(stats: SandboxStats, cpus: float) -> str:
+    """What one sandbox takes of what it may."""
+    bars = [
+        gauge("CPU", stats.cpu_share / cpus, f"{stats.cpu_share:.2f} of {cpus:g}, {text.duration(stats.cpu_s)} so far"),
+        gauge(
+            "memory",
+            _share(stats.memory_bytes, stats.memory_limit_bytes),
+            _of(stats.memory_bytes, stats.memory_limit_bytes),
+        ),
+    ]
+    if stats.disk_bytes is not None:
+        limit = stats.disk_limit_bytes or 0
+        bars.append(gauge("disk", _share(stats.disk_bytes, limit), _of(stats.disk_bytes, limit)))
+    note = (
+        f"{text.plural(stats.pids, 'process', 'processes and threads')}, as its node counted at {text.clock(stats.at)}"
+    )
+    return f'<div class="rk-usage">{"".join(bars)}<span class="rk-note">{escape(note)}</span></div>'
+
+
+def _share(used: float, limit: float) -> float:
+    return used / limit if limit else 0.0
+
+
+def _of(used: int, limit: int) -> str:
+    return f"{text.size(used)} of {text.size(limit)}" if limit else text.size(used)
 
 
 def node_card(node: NodeView, uptime: str) -> str:

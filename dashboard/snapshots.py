@@ -13,6 +13,7 @@ import pandas as pd
 from dashboard.frames import HEALED, metric_frame
 from dashboard.incidents import PLATFORM_KINDS, RUN_KINDS
 from rock.sdk import (
+    Conflict,
     EnvView,
     EpisodePage,
     EpisodeRecord,
@@ -20,6 +21,7 @@ from rock.sdk import (
     EventView,
     Forbidden,
     Health,
+    InvalidRequest,
     LatencyView,
     LedgerView,
     MetricPoint,
@@ -29,6 +31,7 @@ from rock.sdk import (
     Rock,
     RunView,
     SandboxState,
+    SandboxStats,
     SandboxView,
     Unauthorized,
 )
@@ -151,6 +154,19 @@ async def is_admin(rock: Rock) -> bool:
     except (Forbidden, Unauthorized):
         return False
     return True
+
+
+async def usage(rock: Rock, sandbox_ids: Sequence[str]) -> dict[str, SandboxStats]:
+    """What each of them takes; without those that have ended, or whose runtime does not count."""
+
+    async def one(sandbox_id: str) -> SandboxStats | None:
+        try:
+            return await rock.sandbox_stats(sandbox_id)
+        except (Conflict, InvalidRequest, NotFound):
+            return None
+
+    found = await asyncio.gather(*(one(sandbox_id) for sandbox_id in sandbox_ids))
+    return {name: stats for name, stats in zip(sandbox_ids, found, strict=True) if stats is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ from rock.sdk import SandboxState
 
 FAILURES_SHOWN = 12
 HEALED_SHOWN = 50
+MEASURED = 24
+"""Rows with their use of the machine: each is a question of its own. The filter brings others to the top."""
+MEASURED_S = 4.0
 OVER = frozenset({SandboxState.FAILED, SandboxState.GONE})  # shown as failures, or not at all
 RECENT = timedelta(hours=1)
 STATE_TONES = {state.value: tone for state, tone in SANDBOX_TONES.items()}
@@ -111,7 +114,8 @@ def _healing(fleet: Fleet) -> None:
 def _sandboxes(reading: Reading[Fleet]) -> None:
     assert reading.value is not None
     sandboxes = [s for s in reading.value.sandboxes if s.state not in OVER]
-    st.html(markup.heading("Sandboxes", "latest change first"))
+    head = st.empty()
+    head.html(markup.heading("Sandboxes", "latest change first"))
     if not sandboxes:
         st.html(
             markup.empty(
@@ -132,6 +136,15 @@ def _sandboxes(reading: Reading[Fleet]) -> None:
     if shown.empty:
         st.html(markup.empty("Nothing matches", f"None of {len(frame):,} sandboxes matches the filter."))
         return
+    measured = tuple(shown["sandbox"][:MEASURED])
+    taken = common.source().read(
+        ("usage", measured), lambda rock, _: snapshots.usage(rock, measured), fresh_s=MEASURED_S
+    )
+    if taken.value:
+        of = f"of the first {len(measured)}" if len(shown) > len(measured) else "of each"
+        note = f"latest change first; CPUs, memory, processes and disk {of}, as its node counts them"
+        head.html(markup.heading("Sandboxes", note))
+        shown = frames.with_usage(shown, taken.value)
     unused = [c for c in ("loosened", "run", "lease") if not frame[c].astype(bool).any()]
     st.dataframe(
         common.toned(shown.drop(columns=unused), "state", STATE_TONES),

@@ -162,11 +162,54 @@ def test_a_sandboxs_output_is_read_and_it_is_removed(visit, scene):
     no_trouble(visit, scene)
 
 
+def test_commands_are_run_in_a_sandbox_one_after_the_other(visit, scene):
+    with RockSync(scene.platform.url) as rock:
+        lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600))
+    page = go(visit, scene, "fleet")
+    choose_sandbox(page, lease.sandbox_id)
+    page.wait_for_selector(".rk-usage:has-text('memory')", timeout=WAIT_MS)
+    page.get_by_role("button", name="Shell …", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    line = dialog.get_by_label("Command")
+    line.fill("cd /usr; echo $((6 * 7)) '<b>'; ls /no-such-place")
+    line.press("Enter")
+    shell = dialog.locator(".rk-shell")
+    shell.get_by_text("42 <b>").wait_for(timeout=WAIT_MS)
+    assert "/no-such-place" in shell.locator(".rk-ink-bad").first.inner_text()
+    assert "exit code 2" in shell.inner_text()
+    line.fill("pwd -P")
+    line.press("Enter")
+    page.wait_for_selector(".rk-shell:has-text('/usr$ pwd -P')", timeout=WAIT_MS)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached", timeout=WAIT_MS)
+    with RockSync(scene.platform.url) as rock:
+        rock.remove_sandbox(lease.sandbox_id)
+    no_trouble(visit, scene)
+
+
+def test_a_restart_moves_the_lease_to_another_sandbox(visit, scene):
+    with RockSync(scene.platform.url) as rock:
+        lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600, recovery="replay"))
+    page = go(visit, scene, "fleet")
+    choose_sandbox(page, lease.sandbox_id)
+    page.get_by_role("button", name="Restart …", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.wait_for(timeout=WAIT_MS)
+    assert "its lease goes on in another" in dialog.inner_text()
+    dialog.get_by_role("button", name="Restart", exact=True).click()
+    said_when_done(page, f"{lease.sandbox_id} is gone; its lease goes on in")
+    with RockSync(scene.platform.url) as rock:
+        assert lease.sandbox_id not in {s.id for s in rock.sandboxes()}
+        assert lease.id in {held.id for held in rock.leases()}
+        rock.release_lease(lease.id)
+    no_trouble(visit, scene)
+
+
 def test_with_a_key_that_may_only_read_the_page_shows_no_action_and_says_why(visit, keyed):
     page = go(visit, keyed, "fleet")
     page.wait_for_selector("text=draining and removing need one of scope admin in $ROCK_KEY", timeout=WAIT_MS)
     assert page.get_by_role("button", name="Output", exact=True).count() == 1
-    for name in ("Drain …", "Cordon …", "Uncordon …", "Remove …"):
+    for name in ("Drain …", "Cordon …", "Uncordon …", "Shell …", "Restart …", "Remove …"):
         assert page.get_by_role("button", name=name, exact=True).count() == 0
     no_trouble(visit, keyed)
 
