@@ -9,6 +9,7 @@ Invariants: the result is that of the plain torch learner on the same batches, t
 from __future__ import annotations
 
 import importlib.util
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def missing_package() -> str:
 
 def make_rank(spec: Spec, file: Path, rank: Rank) -> Any:
     """In a process of its own, for as long as that lasts."""
+    # Megatron imports W&B where it is installed, which makes directories that a killed process leaves behind.
+    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
     from roll_core.learners.megatron.compat import cuda_or_cpu_for_good
 
     device = cuda_or_cpu_for_good(rank.device)
