@@ -40,7 +40,7 @@ from roll_core.models import Tokenizer, qwen, tokenizer
 from roll_core.models.checkpoint import save_hf
 from roll_core.rollout import prompting
 from roll_core.rollout.work import Booking
-from roll_core.training import assembly, demonstrations, imitation
+from roll_core.training import assembly, demonstrations, imitation, play
 from roll_core.training.loop import Summary
 from roll_core.training.metrics import Rate
 from roll_core.training.progress import Display
@@ -192,7 +192,7 @@ def _make_warm(recipe: Recipe, scratch: Path, folder: Path, say: Callable[[str],
 async def _run(recipe: Recipe, scratch: Path, watch: _Watch) -> Summary:
     directory = RunDirectory(scratch)
     directory.create(recipe, RunIdentity("run-arm"))
-    sessions = assembly.make_local_sessions(recipe)
+    sessions = play.make_local_sessions(recipe)
     cache = rock_home() / "demonstrations"
     try:
         return await train(recipe, directory, sessions, watch, _Phases(watch.say), demo_cache=cache)

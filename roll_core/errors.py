@@ -60,7 +60,8 @@ class PlacementError(RollError):
 
 
 class LearnerDead(RollError):
-    """The processes that hold the learner ended, or cannot be reached. Another can go on from its last checkpoint."""
+    """The processes that hold the learner, or another role of its step, ended or cannot be reached. Another can go on
+    from its last checkpoint."""
 
 
 class WeightsTorn(RollError):

@@ -139,6 +139,7 @@ class TrainBatch:
     truncated_B: torch.Tensor | None = None  # bool, cut off by a limit: the state after the last token has a value
     entropy_weight_BT: torch.Tensor | None = None  # float32, factor on the entropy bonus; None: 1 everywhere
     prox_logprobs_BT: torch.Tensor | None = None  # float32, log π_prox where it is known already; None: it is not
+    reference_logprobs_BT: torch.Tensor | None = None  # float32, log π_ref where the learner has no reference itself
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from roll_core.cluster.shape import new_shape
 from roll_core.config import Recipe
 from roll_core.models.qwen import ModelConfig, parameter_shapes
 
@@ -71,7 +72,7 @@ def learner_need(recipe: Recipe, config: ModelConfig) -> Need:
         "moments": trained * moments * _FLOAT32 // share,
         "activations": activation_bytes(recipe, config),
     }
-    if recipe.algorithm.kl_coef:
+    if recipe.algorithm.kl_coef and recipe.placement.reference == "learner":
         parts["reference"] = count * _FLOAT32 // share
     if learner.kind == "fsdp" and share > 1:  # gathered: a block, the next one, and the embedding
         vocabulary = config.vocab * config.hidden * (1 if config.tie else 2)
@@ -111,18 +112,7 @@ def engine_need(recipe: Recipe, config: ModelConfig) -> Need:
 def critic_need(recipe: Recipe, config: ModelConfig) -> Need:
     """Of all critics together, each of the size that the recipe gives it; of a checkpoint's the policy's is taken."""
     critic = recipe.critic
-    own = config
-    if critic.source == "new":
-        own = ModelConfig(
-            vocab=config.vocab,
-            hidden=critic.hidden,
-            layers=critic.layers,
-            heads=critic.heads,
-            kv_heads=critic.kv_heads,
-            head_dim=critic.head_dim,
-            intermediate=critic.intermediate,
-            max_context=config.max_context,
-        )
+    own = new_shape(recipe, critic, config.vocab) if critic.source == "new" else config
     plain = recipe.model_copy(
         update={"learner": recipe.learner.model_copy(update={"dtype": "float32", "activation_checkpointing": False})}
     )

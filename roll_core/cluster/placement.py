@@ -44,6 +44,10 @@ class Plan:
     def seat(self, role: str) -> Seat:
         return next(seat for seat in self.seats if seat.role == role)
 
+    def away(self, role: str) -> Seat | None:
+        """The role's seat on Ray; None where it has none there, or takes no part."""
+        return next((seat for seat in self.seats if seat.role == role and seat.bundle is not None), None)
+
     def device_bytes(self) -> dict[tuple[int | None, str], int]:
         """What each device has to hold, roles that share it together."""
         sums: dict[tuple[int | None, str], int] = {}
@@ -54,37 +58,71 @@ class Plan:
         return sums
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A role before it is known who else is where. ``bundle``: the name of its bundle; empty: with the trainer."""
+
+    role: str
+    bundle: str
+    device: str
+    need: Need
+    processes: int = 1
+    """Of which each has a device."""
+    actors: int = 1
+    """Processes that are given processors."""
+
+
 def make_plan(recipe: Recipe, config: ModelConfig) -> Plan:
     """``config``: the policy's shape."""
-    placement = recipe.placement
+    wishes = list(_wishes(recipe, config))
+    numbers: dict[str, int] = {}
+    for wish in wishes:
+        if wish.bundle:
+            numbers.setdefault(wish.bundle, len(numbers))
+    seats = tuple(_seat(recipe, wish, wishes, numbers) for wish in wishes)
+    strategy = "PACK" if recipe.placement.engines == "packed" else "SPREAD"
+    return Plan(seats, strategy, tuple(_bundles(seats)))
+
+
+def _wishes(recipe: Recipe, config: ModelConfig) -> Iterator[_Wish]:
+    placement, learner, engine = recipe.placement, recipe.learner, recipe.engine
     engines_away = bool(placement.ray) and placement.engines != "here"
-    learner_away = bool(placement.ray) and placement.learner != "here"
-    colocated = learner_away and engines_away and placement.learner == "colocated"
-    seats: list[Seat] = []
-    bundle = 0
-    if learner_away:
-        seats.append(_learner_away(recipe, config, bundle, shared=colocated))
-        bundle += not colocated
-    else:
-        seats.append(Seat("learner", learner_devices(recipe, recipe.learner.device), learner_need(recipe, config)))
-    for index in range(recipe.engine.count):
-        if engines_away:
-            seats.append(_engine_away(recipe, config, index, bundle + index, shared=colocated and index == 0))
-        else:
-            devices = engine_devices(recipe, recipe.engine.devices[index])
-            seats.append(Seat(f"engine {index}", devices, engine_need(recipe, config)))
-    seats += _followers(recipe, config)
-    strategy = "PACK" if placement.engines == "packed" else "SPREAD"
-    return Plan(tuple(seats), strategy, tuple(_bundles(seats)))
+    beside = "learner"  # the name of the learner's bundle
+    if not placement.ray or placement.learner == "here":
+        beside = ""
+    elif placement.learner == "colocated" and engines_away:
+        beside = "engine 0"
+    yield _Wish("learner", beside, learner.device, learner_need(recipe, config), learner.processes, learner.processes)
+    for index, device in enumerate(engine.devices):
+        bundle = f"engine {index}" if engines_away else ""
+        yield _Wish(f"engine {index}", bundle, device, engine_need(recipe, config), engine.tensor_parallel)
+
+    def follower(role: str, where: str, device: str, need: Need) -> _Wish:
+        bundle = beside if where == "colocated" else role if where == "apart" and placement.ray else ""
+        return _Wish(role, bundle, device, need)
+
+    policy = Need({"parameters": parameter_count(config) * 4})
+    if recipe.critic.count:
+        need = critic_need(recipe, config)
+        yield follower("critics", placement.critics, recipe.critic.device or learner.device, need)
+    if "rhythm" in recipe.algorithm.credit:
+        reader = follower("actor_attn", placement.actor_attn, learner.device, policy)
+        if reader.bundle or beside or learner.kind != "torch":  # else it reads the learner's own parameters
+            yield reader
+    if placement.reference != "learner":
+        yield follower("reference", placement.reference, learner.device, policy)
 
 
-def learner_devices(recipe: Recipe, device: str) -> tuple[str, ...]:
-    """One for each of its processes; on the CPU they share it."""
-    return _following(device, recipe.learner.processes)
-
-
-def engine_devices(recipe: Recipe, device: str) -> tuple[str, ...]:
-    return _following(device, recipe.engine.tensor_parallel)
+def _seat(recipe: Recipe, wish: _Wish, wishes: list[_Wish], numbers: dict[str, int]) -> Seat:
+    """On a bundle the GPUs count from 0: Ray shows an actor its own alone. Several roles there share one."""
+    cuda = wish.device.startswith("cuda")
+    if not wish.bundle:
+        return Seat(wish.role, _following(wish.device, wish.processes), wish.need)
+    sharing = sum(w.bundle == wish.bundle and w.device.startswith("cuda") for w in wishes)
+    gpus = 0.0 if not cuda else float(wish.processes) if sharing == 1 else 1 / sharing
+    cpus = float(recipe.placement.cpus * wish.actors)
+    devices = _following("cuda" if cuda else wish.device, wish.processes)
+    return Seat(wish.role, devices, wish.need, numbers[wish.bundle], cpus, gpus)
 
 
 def _following(device: str, count: int) -> tuple[str, ...]:
@@ -94,39 +132,11 @@ def _following(device: str, count: int) -> tuple[str, ...]:
     return tuple(f"cuda:{int(first or 0) + i}" for i in range(count))
 
 
-def _learner_away(recipe: Recipe, config: ModelConfig, bundle: int, *, shared: bool) -> Seat:
-    """On its bundle the GPUs count from 0: Ray shows an actor its own alone."""
-    learner, need = recipe.learner, learner_need(recipe, config)
-    cuda = learner.device.startswith("cuda")
-    gpus = (0.5 if shared else float(learner.processes)) if cuda else 0.0
-    devices = learner_devices(recipe, "cuda" if cuda else learner.device)
-    cpus = float(recipe.placement.cpus * learner.processes)
-    return Seat("learner", devices, need, bundle, cpus, gpus)
-
-
-def _engine_away(recipe: Recipe, config: ModelConfig, index: int, bundle: int, *, shared: bool) -> Seat:
-    device = recipe.engine.devices[index]
-    cuda = device.startswith("cuda")
-    gpus = (0.5 if shared else float(recipe.engine.tensor_parallel)) if cuda else 0.0
-    devices = engine_devices(recipe, "cuda" if cuda else device)
-    return Seat(f"engine {index}", devices, engine_need(recipe, config), bundle, float(recipe.placement.cpus), gpus)
-
-
-def _followers(recipe: Recipe, config: ModelConfig) -> Iterator[Seat]:
-    """Those that stay with the trainer."""
-    if recipe.critic.count:
-        device = recipe.critic.device or recipe.learner.device
-        yield Seat("critics", (device,), critic_need(recipe, config))
-    if "rhythm" in recipe.algorithm.credit and (recipe.learner.kind != "torch" or recipe.placement.ray):
-        copy = Need({"parameters": parameter_count(config) * 4})
-        yield Seat("actor_attn", (recipe.learner.device,), copy)
-
-
-def _bundles(seats: list[Seat]) -> Iterator[dict[str, float]]:
+def _bundles(seats: tuple[Seat, ...]) -> Iterator[dict[str, float]]:
     last = max((seat.bundle for seat in seats if seat.bundle is not None), default=-1)
     for number in range(last + 1):
         inside = [seat for seat in seats if seat.bundle == number]
-        cpus, gpus = sum(seat.cpus for seat in inside), sum(seat.gpus for seat in inside)
+        cpus, gpus = sum(seat.cpus for seat in inside), float(round(sum(seat.gpus for seat in inside)))
         yield {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
@@ -161,4 +171,5 @@ def at_seat(recipe: Recipe, seat: Seat) -> Recipe:
     devices = (seat.devices[0],) * recipe.engine.count
     engine = recipe.engine.model_copy(update={"device": devices})
     learner = recipe.learner.model_copy(update={"device": seat.devices[0]})
-    return recipe.model_copy(update={"engine": engine, "learner": learner})
+    critic = recipe.critic.model_copy(update={"device": seat.devices[0]})
+    return recipe.model_copy(update={"engine": engine, "learner": learner, "critic": critic})

@@ -11,13 +11,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from roll_core.cluster.placement import Plan, Seat
 from roll_core.errors import PlacementError
 
 _READY_S = 120.0
+_GPU_PARTS = 10_000
+"""Ray counts in parts of a GPU this small."""
 START_S = 600.0
 """An actor's process imports torch, or vLLM, and may have to wait for its bundle to be moved."""
 
@@ -39,6 +43,7 @@ class RayCluster:
         self.ray = import_ray()
         self.plan = plan
         self._actors: list[Any] = []
+        self._closing = contextlib.ExitStack()
         self._connected = not self.ray.is_initialized()
         try:
             self.ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
@@ -75,7 +80,7 @@ class RayCluster:
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=seat.bundle)
         remote = self.ray.remote(cls).options(
             num_cpus=seat.cpus,
-            num_gpus=seat.gpus,
+            num_gpus=math.floor(seat.gpus * _GPU_PARTS) / _GPU_PARTS,  # three thirds must not be more than one
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=concurrency,
@@ -85,12 +90,30 @@ class RayCluster:
         self._actors.append(actor)
         return actor
 
+    @property
+    def address_here(self) -> str:
+        """This machine's, as Ray knows it."""
+        address: str = self.ray.util.get_node_ip_address()
+        return address
+
+    def all_here(self, seats: Sequence[Seat]) -> bool:
+        """Whether these seats' bundles are on this machine, as it is now."""
+        from ray.util.placement_group import placement_group_table
+
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in self.ray.nodes()}
+        bundles = placement_group_table(self._group)["bundles_to_node_id"]
+        return all(nodes.get(bundles[seat.bundle]) == self.address_here for seat in seats)
+
     def end(self, actor: Any) -> None:
         """Kill an actor. One that is dead already may be given."""
         if actor in self._actors:
             self._actors.remove(actor)
         with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
             self.ray.kill(actor, no_restart=True)
+
+    def closes(self, close: Callable[[], None]) -> None:
+        """Call it when the run's use of the cluster ends."""
+        self._closing.callback(close)
 
     def close(self) -> None:
         from ray.util.placement_group import remove_placement_group
@@ -101,5 +124,6 @@ class RayCluster:
             with contextlib.suppress(self.ray.exceptions.RayError):
                 remove_placement_group(self._group)
             self._group = None
+        self._closing.close()
         if self._connected:
             self.ray.shutdown()

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from roll_core.cluster.distribution import Distribution
 from roll_core.cluster.placement import Seat, at_seat
-from roll_core.cluster.ray_cluster import START_S, RayCluster, import_ray
+from roll_core.cluster.ray_cluster import START_S, RayCluster
 from roll_core.config import Recipe
 from roll_core.engines.base import Engine, EngineStats, SamplingParams
-from roll_core.errors import EngineDead, WrongBase
+from roll_core.errors import EngineDead, WeightsTorn
 from roll_core.models import ModelConfig, Tokenizer
 from roll_core.types import Generation, Weights
-from roll_core.weights import Publisher, Subscriber
-from roll_core.weights.channels import RayChannel
+from roll_core.weights import Subscriber
+from roll_core.weights.channels import Ticket
+
+log = logging.getLogger(__name__)
 
 _CONCURRENCY = 10_000
 """Calls under way in one actor: every request is one, and the engine itself decides which it serves."""
@@ -34,16 +38,18 @@ class Answer:
     stats: EngineStats
     generation: Generation | None = None
     dead: str = ""
-    whole_needed: bool = False
+    torn: str = ""
+    """Why new weights could not be taken; the engine goes on with those it has."""
+    receive_s: float = 0.0
 
 
 class EngineActor:
     """Runs in Ray's process on the machine."""
 
-    def __init__(self, recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, index: int, ticket: Any) -> None:
+    def __init__(self, recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, index: int, ticket: Ticket) -> None:
         from roll_core.training.assembly import make_one_engine
 
-        self._weights = Subscriber(RayChannel(import_ray()))
+        self._weights = Subscriber(delta=recipe.weights.delta)
         first = self._weights.receive(ticket)
         self._engine: Engine = make_one_engine(recipe, config, first, tokenizer, index)
 
@@ -61,12 +67,13 @@ class EngineActor:
     async def release(self, session: str) -> None:
         self._engine.release(session)
 
-    async def load(self, ticket: Any) -> Answer:
+    async def load(self, ticket: Ticket) -> Answer:
         try:
             weights = await asyncio.to_thread(self._weights.receive, ticket)
-        except WrongBase:
-            return Answer(self._engine.stats(), whole_needed=True)
-        return await self._answer(self._engine.load_weights(weights))
+        except WeightsTorn as error:
+            return Answer(self._engine.stats(), torn=str(error))
+        answer = await self._answer(self._engine.load_weights(weights))
+        return replace(answer, receive_s=self._weights.receive_s)
 
     async def _answer(self, call: Any) -> Answer:
         try:
@@ -74,38 +81,6 @@ class EngineActor:
         except EngineDead as error:
             return Answer(self._engine.stats(), error.partial, dead=str(error))
         return Answer(self._engine.stats(), found)
-
-
-class Distribution:
-    """The weights of all engines of a run: each version is packed and put once, whoever of them takes it."""
-
-    def __init__(self, cluster: RayCluster, first: Weights, *, delta: bool) -> None:
-        self._publisher = Publisher(RayChannel(cluster.ray), delta=delta)
-        self._publisher.publish(first)
-        self._held = first
-        self._lock = asyncio.Lock()
-
-    async def changes(self, weights: Weights) -> Any:
-        """The ticket of ``weights``, packed if nobody asked before."""
-        async with self._lock:
-            if weights is not self._held:
-                await asyncio.to_thread(self._publisher.publish, weights)
-                self._held = weights
-            assert self._publisher.last is not None
-            return self._publisher.last.ticket
-
-    def whole(self, weights: Weights) -> Any:
-        """The ticket of all of them; from any thread, for a new engine."""
-        if weights is not self._held:  # older or newer than what the others are given: its own packet
-            return Publisher(RayChannel(import_ray(), keep=1)).publish(weights).ticket
-        return self._publisher.whole().ticket
-
-    async def whole_again(self, weights: Weights) -> Any:
-        async with self._lock:
-            return await asyncio.to_thread(self.whole, weights)
-
-    def metrics(self) -> dict[str, float]:
-        return self._publisher.last.metrics() if self._publisher.last is not None else {}
 
 
 class RayEngine:
@@ -125,6 +100,7 @@ class RayEngine:
         self._cluster, self._distribution, self._name = cluster, distribution, seat.role
         self._stats = EngineStats(-1, 0, 0, 0, 0, 0, recipe.engine.slots, 0.0)
         self._slots = recipe.engine.slots
+        self._first: Weights | None = weights
         self._ticket = distribution.whole(weights)
         there = (at_seat(recipe, seat), config, tokenizer, index, self._ticket)
         self._actor = cluster.actor(EngineActor, seat, *there, concurrency=_CONCURRENCY)
@@ -133,12 +109,16 @@ class RayEngine:
         try:
             async with asyncio.timeout(START_S):
                 await self._call("start")
+                assert self._first is not None
+                self._distribution.received(self._name, self._first, 0.0)
+                self._first = None
         except TimeoutError as error:
             raise EngineDead(
                 f"{self._name} did not start on Ray within {START_S:g} s: is there room for it?"
             ) from error
 
     async def close(self) -> None:
+        self._distribution.lost(self._name)
         await asyncio.to_thread(self._cluster.end, self._actor)
 
     async def generate(
@@ -159,9 +139,14 @@ class RayEngine:
         self._tell("release", session)
 
     async def load_weights(self, weights: Weights) -> None:
-        answer = await self._call("load", await self._distribution.changes(weights))
-        if answer.whole_needed:
-            await self._call("load", await self._distribution.whole_again(weights))
+        ticket = await self._distribution.ticket(weights, self._name)
+        answer = await self._call("load", ticket)
+        if answer.torn:
+            log.warning("%s is sent the whole version %d: %s", self._name, weights.version, answer.torn)
+            answer = await self._call("load", await self._distribution.again(ticket))
+        if answer.torn:
+            raise EngineDead(f"{self._name} cannot be given version {weights.version} of the weights: {answer.torn}")
+        self._distribution.received(self._name, weights, answer.receive_s)
 
     def stats(self) -> EngineStats:
         return self._stats
@@ -180,6 +165,7 @@ class RayEngine:
                 raise error.cause from error
             raise EngineDead(f"{self._name} raised {error.cause!r} in {method}") from error
         except errors.RayError as error:
+            self._distribution.lost(self._name)
             raise EngineDead(f"{self._name} was lost with its process or its machine: {error}") from error
         self._stats = replace(answer.stats, slots=answer.stats.slots or self._slots)
         if answer.dead:

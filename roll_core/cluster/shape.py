@@ -1,10 +1,12 @@
-"""The policy's shape before there is a policy."""
+"""The shapes of networks before they are there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from roll_core.config import Recipe
+from roll_core.config.algorithm import Critic
+from roll_core.config.models import Model
 from roll_core.models import ModelConfig
 from roll_core.models.checkpoint import load_hf_config
 
@@ -19,14 +21,19 @@ def expected_shape(recipe: Recipe) -> ModelConfig | None:
     if model.source == "checkpoint":
         folder = Path(model.path).expanduser()
         return load_hf_config(folder) if folder.is_dir() else None
+    return new_shape(recipe, model, recipe.tokenizer.vocab_size)
+
+
+def new_shape(recipe: Recipe, sizes: Model | Critic, vocab: int) -> ModelConfig:
+    """Of a network that begins with random weights."""
     return ModelConfig(
-        vocab=recipe.tokenizer.vocab_size,
-        hidden=model.hidden,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        intermediate=model.intermediate,
-        rope_theta=model.rope_theta,
-        max_context=model.max_context,
+        vocab=vocab,
+        hidden=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate=sizes.intermediate,
+        rope_theta=recipe.model.rope_theta,
+        max_context=recipe.model.max_context,
     )

@@ -17,7 +17,7 @@ _INTRO = """\
 
 A recipe is a YAML file with the sections below. `rock train RECIPE [section.field=value …]` trains it, `--dry-run`
 prints it with every default written out. Unknown keys are refused. This page is made from
-`roll_core/config/models.py` by
+`roll_core/config/` by
 `python -m roll_core.config.docs > docs/recipes.md`.
 
 `name` (text, required): name of the run, for people.

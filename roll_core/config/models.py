@@ -1,4 +1,4 @@
-"""What a recipe can say. Every field is documented here and read somewhere; ``docs/recipes.md`` is made from this file.
+"""What a recipe can say. Every field is documented here and read somewhere; ``docs/recipes.md`` is made from it.
 
 Invariants: frozen; unknown keys are errors; values are not coerced (``"3"`` is not 3); what contradicts itself is
 refused here, before anything is started.
@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from roll_core.config.agent import Agent
 from roll_core.config.algorithm import Algorithm, Critic, Rhythm, contradiction
+from roll_core.config.compute import Engine, Learner, Placement, Weights, misplaced
 from roll_core.config.section import Natural, Positive, Seconds, Section, Share
 from roll_core.config.watching import Alerts, Loggers
 
@@ -116,152 +117,6 @@ class Prompt(Section):
             except re.error as error:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return rules
-
-
-class Engine(Section):
-    """What samples."""
-
-    kind: Literal["torch", "vllm"] = "torch"
-    """`torch`: embedded, continuous batching, on the CPU or one GPU. `vllm`: vLLM in processes of its own, for GPUs
-    (`pip install 'rock-roll[vllm]'`)."""
-    count: Positive = 1
-    """Engines, each with its own weights, cache and thread. The episodes of a group are spread over all of them."""
-    restarts: Natural = 3
-    """Engines that die are replaced, with the newest weights, and their requests go on with the tokens they have; so
-    many times in ten minutes, all engines together. One death more, with none left, ends the run."""
-    device: str | tuple[str, ...] = "cpu"
-    """`cpu`, `cuda`, `cuda:1`… With several engines: `cuda:{i}` puts each on its own, from `cuda:0` on; or a list."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of sampling. On CPUs `float32` is the faster one."""
-    slots: Positive = 16
-    """Sequences whose KV cache is held at once. Fewer than `rollout.concurrency` costs recomputation. `vllm`: the
-    most that are decoded at once (`max_num_seqs`)."""
-    prefill_tokens: Positive = 512
-    """Prompt tokens read per pass, beside the sequences that decode. `vllm`: tokens of a pass, those included
-    (`max_num_batched_tokens`)."""
-    tensor_parallel: Positive = 1
-    """`vllm` only: GPUs that share one engine's matrices, from `device` on."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """`vllm` only: share of a GPU's memory for weights and KV cache. A learner on the same GPU needs the rest."""
-    kv_cache_gib: Annotated[float, Field(ge=0)] = 0.0
-    """`vllm` only: size of the KV cache, GiB. 0: what `gpu_memory_utilization` leaves; on the CPU 1."""
-    enforce_eager: bool = False
-    """`vllm` only: no compilation and no CUDA graphs: starts sooner, decodes more slowly."""
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """The device of each engine."""
-        if isinstance(self.device, str):
-            return tuple(self.device.replace("{i}", str(i)) for i in range(self.count))
-        return self.device
-
-    @model_validator(mode="after")
-    def _a_device_each(self) -> Self:
-        if len(self.devices) != self.count:
-            raise ValueError(
-                f"engine.device lists {len(self.devices)} devices for engine.count={self.count} engines: name one each"
-            )
-        return self
-
-
-class Learner(Section):
-    """What trains."""
-
-    kind: Literal["torch", "fsdp", "megatron"] = "torch"
-    """`torch`: in the trainer's process, on the CPU or one GPU. `fsdp`: in `processes` of its own that share out
-    parameters, gradients and moments (FSDP2), one GPU each. `megatron`: the same on Megatron-Core, by tensor, pipeline
-    and data parallelism (extra `megatron`)."""
-    processes: Positive = 1
-    """`fsdp` and `megatron`: processes that share the model and the rows of a batch."""
-    tensor_parallel: Positive = 1
-    """`megatron` only: processes that share each layer's matrices."""
-    pipeline_parallel: Positive = 1
-    """`megatron` only: stages that the layers are cut into. Of `processes`, every tensor_parallel × pipeline_parallel
-    hold the model once; as many such replicas as there are share the rows."""
-    distributed_optimizer: bool = False
-    """`megatron` only: replicas share out the optimizer's moments, in place of a copy each."""
-    device: str = "cpu"
-    """`cpu`, `cuda`, `cuda:1`… With several processes `cuda:i` is the first one's, the next ones follow."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the passes' matrix products: `bfloat16` for GPUs. Parameters, gradients and moments are kept in
-    float32 in either case."""
-    activation_checkpointing: bool = False
-    """Keep of a block its input alone and compute the rest again on the way back: a third more time for a pass, memory
-    for much longer sequences."""
-    restarts: Natural = 3
-    """`fsdp`, `megatron`, or a learner on Ray: how often one that died is replaced. It goes on from its last checkpoint
-    with the batches since, so that nothing is lost and nothing differs. One death more ends the run."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`adamw` for every parameter, or `muon` for the matrices inside the blocks and AdamW for the rest."""
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Learning rate of reinforcement learning."""
-    warmup_updates: Natural = 0
-    """Updates over which the learning rate rises from 0."""
-    lr_end: Share = 1.0
-    """Factor on the rate at the end of the run, approached linearly with `training.steps` or `training.time_budget_s`,
-    whichever is further on. At a constant rate the noise of the last batches stays in the weights."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay, on matrices only."""
-    beta1: Share = 0.9
-    """AdamW's decay of the first moment."""
-    beta2: Share = 0.95
-    """AdamW's decay of the second moment."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Norm to which the gradient is clipped."""
-    updates_per_batch: Positive = 1
-    """Optimizer updates in one pass over a batch."""
-    epochs: Positive = 1
-    """Passes over a batch."""
-    micro_batch_tokens: Positive = 8192
-    """Tokens, padding included, in one forward and backward pass. Changes memory, not the result."""
-    lora_rank: Natural = 0
-    """Rank of the adapters that are trained in place of the matrices of the blocks (LoRA); engines and exports get the
-    merged weights. The warm start trains everything. 0: no adapters, the whole model is trained."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
-    """Adapters count lora_alpha / lora_rank times."""
-
-    @model_validator(mode="after")
-    def _several_share(self) -> Self:
-        if self.processes > 1 and self.kind == "torch":
-            raise ValueError(
-                f"learner.processes={self.processes} needs a learner.kind that is shared out, such as 'fsdp'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _layout(self) -> Self:
-        size = self.tensor_parallel * self.pipeline_parallel
-        if self.kind != "megatron" and (size > 1 or self.distributed_optimizer):
-            raise ValueError(
-                "learner.tensor_parallel, learner.pipeline_parallel and learner.distributed_optimizer are for "
-                f"learner.kind 'megatron', found {self.kind!r}"
-            )
-        if self.processes % size:
-            raise ValueError(
-                f"learner.processes={self.processes} is no multiple of tensor_parallel × pipeline_parallel = {size}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _what_megatron_has(self) -> Self:
-        missing = [
-            f"{key}={value}"
-            for key, value, has in (
-                ("optimizer", self.optimizer, "adamw"),
-                ("dtype", self.dtype, "float32"),
-                ("lora_rank", self.lora_rank, 0),
-            )
-            if value != has
-        ]
-        if self.kind == "megatron" and missing:
-            raise ValueError(f"learner.kind 'megatron' is without {', '.join(missing)}: use 'torch' or 'fsdp' for that")
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_by_adamw(self) -> Self:
-        if self.lora_rank and self.optimizer == "muon":
-            raise ValueError("learner.optimizer 'muon' is for whole matrices: with learner.lora_rank use 'adamw'")
-        return self
 
 
 class Rollout(Section):
@@ -382,25 +237,6 @@ class Training(Section):
     """The run stops when a learner step, a publication of weights or a checkpoint takes longer."""
 
 
-class Placement(Section):
-    """Where the roles run: in the trainer's process, or as actors on the machines of a Ray cluster."""
-
-    ray: str = ""
-    """Address of a Ray cluster, as `auto` or `host:port`. Empty: everything is here. `rock train --ray ADDRESS`."""
-    engines: Literal["spread", "packed", "here"] = "spread"
-    """With `ray`: engines `spread` over as many machines as there are, `packed` on as few, or all `here`. An engine
-    that its machine takes with it is replaced on another (`engine.restarts`)."""
-    learner: Literal["apart", "colocated", "here"] = "apart"
-    """With `ray`: the learner on devices `apart` from the engines', `colocated` with the first of them (sharing its
-    GPU: leave it room by `engine.gpu_memory_utilization` or `engine.slots`), or `here`. One that its machine takes with
-    it is replaced on another (`learner.restarts`)."""
-    cpus: Positive = 1
-    """With `ray`: processors that an engine, and each process of the learner, is given."""
-    delta: bool = False
-    """With `ray`: send engines what changed since the version before, instead of all weights. Pays in bfloat16 and for
-    parts that do not learn; costs a copy of the weights here."""
-
-
 class Checkpoint(Section):
     """What survives the process."""
 
@@ -439,6 +275,7 @@ class Recipe(Section):
     training: Training = Training()
     checkpoint: Checkpoint = Checkpoint()
     placement: Placement = Placement()
+    weights: Weights = Weights()
     loggers: Loggers = Loggers()
     alerts: Alerts = Alerts()
 
@@ -462,11 +299,8 @@ class Recipe(Section):
             )
         if (self.rollout.source == "agent") != bool(self.agent.command or self.agent.entry):
             raise ValueError("rollout.source 'agent' and a program (agent.command or agent.entry) need each other")
-        shared = self.learner.processes > 1 or self.engine.tensor_parallel > 1
-        if self.placement.learner == "colocated" and shared:
-            raise ValueError(
-                "placement.learner 'colocated' shares one GPU: it needs learner.processes=1, engine.tensor_parallel=1"
-            )
+        if (problem := misplaced(self.placement, self.learner, self.engine, self.algorithm)) is not None:
+            raise ValueError(problem)
         members = self.rollout.group_size
         if (problem := contradiction(self.algorithm, self.critic, self.rhythm, group_size=members)) is not None:
             raise ValueError(problem)

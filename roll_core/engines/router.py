@@ -91,6 +91,8 @@ class Router:
         self._places = [_Place(engine) for engine in engines]
         self._renewal = renewal
         self.weight_metrics = weight_metrics
+        self.publish_s = 0.0
+        """How long the last version took to reach every engine."""
         self._replicate = replicate
         self._balance = balance
         self._queue: deque[Routed] = deque()
@@ -147,6 +149,8 @@ class Router:
     async def load_weights(self, weights: Weights) -> None:
         if self._renewal is not None:
             self._renewal.weights = weights  # whoever starts now takes these
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
 
         async def load(index: int) -> None:
             engine = self._places[index].engine
@@ -156,6 +160,7 @@ class Router:
                 self._bury(index, engine, error)
 
         await asyncio.gather(*(load(i) for i, place in enumerate(self._places) if place.alive))
+        self.publish_s = clock() - began_s
         if not self._hope:
             raise self._all_dead()
 

@@ -51,6 +51,8 @@ class Reading:
     """Those that people are to see, in step with ``entropy_ST``."""
     entropy_ST: Tensor
     """Of the policy before the update, nats."""
+    layers: tuple[int, ...]
+    """Whose heads ``attended`` speaks of, one after the other."""
 
 
 class AttentionReader:
@@ -91,8 +93,11 @@ class AttentionReader:
         shown = self._shown(rows, int(batch.versions_BT.max()))
         entropies = [self.entropy(batch.tokens_BT[row : row + 1], batch.mask_BT[row : row + 1]) for row in shown]
         entropy_ST = torch.cat(entropies) if entropies else torch.zeros(0, batch.mask_BT.shape[1])
-        self.last = Reading(batch, tuple(rows), attended, tuple(shown), entropy_ST)
+        self.last = Reading(batch, tuple(rows), attended, tuple(shown), entropy_ST, tuple(self.layers))
         return attended.rhythm
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     def _shown(self, rows: list[int], version: int) -> list[int]:
         """Another place in the batch with every version, so that not always the first group is seen."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from roll_core.types import TrainBatch, Weights
+
+if TYPE_CHECKING:
+    from roll_core.learners.actor_attn import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,19 @@ class Scores:
     """Of the policy that ``kl_coef`` ties to; None where there is none."""
 
 
-class Learner(Protocol):
+class Role(Protocol):
+    """What may be lost, and begin again from what was saved."""
+
+    def save(self, directory: Path) -> None: ...
+
+    def load(self, directory: Path) -> None: ...
+
+    def close(self) -> None:
+        """End the processes it has, if any. May be called again."""
+        ...
+
+
+class Learner(Role, Protocol):
     @property
     def version(self) -> int:
         """Number of training steps taken; 0 before the first."""
@@ -55,12 +70,6 @@ class Learner(Protocol):
         """Model, optimizer, schedule and RNG state; loading it back continues bit for bit."""
         ...
 
-    def load(self, directory: Path) -> None: ...
-
-    def close(self) -> None:
-        """End the processes it has, if any. May be called again."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -73,7 +82,7 @@ class Estimate:
     :func:`roll_core.algorithms.critics.with_bootstrap`."""
 
 
-class Critics(Protocol):
+class Critics(Role, Protocol):
     """M value functions over one batch (AsyPPO, arXiv 2510.01656); M = 1 is an ordinary critic."""
 
     def values(self, batch: TrainBatch) -> Tensor:
@@ -88,9 +97,13 @@ class Critics(Protocol):
         """Update every critic on its share of the batch; returns metrics named ``critic/…``."""
         ...
 
-    def save(self, directory: Path) -> None: ...
 
-    def load(self, directory: Path) -> None: ...
+class Reference(Role, Protocol):
+    """The policy that ``kl_coef`` ties to, where it is not in the learner."""
+
+    def logprobs(self, batch: TrainBatch) -> Tensor:
+        """BT, 0 outside the mask, on the CPU, at the sampling temperature; no gradient."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +119,15 @@ class Rhythm:
 class ActorAttn(Protocol):
     """A copy of the policy that gives its attention away (``actor_attn``)."""
 
+    @property
+    def last(self) -> Reading | None:
+        """The batch that was read last."""
+        ...
+
     def load_weights(self, weights: Weights) -> None:
         """Be the policy of this version."""
         ...
 
     def rhythm(self, batch: TrainBatch) -> Rhythm: ...
+
+    def close(self) -> None: ...

@@ -49,6 +49,8 @@ class LearnerConfig(BaseModel):
     entropy_coef: float = Field(default=0.0, ge=0)
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the reference policy (the one the learner was made with, unless given)."""
+    reference_given: bool = False
+    """The reference is elsewhere: its log-probs come with each batch."""
     kl_estimator: KLEstimator = "k3"
     kl_in: Literal["loss", "reward"] = "loss"
     """``reward``: the caller takes it from the rewards, by what ``score`` says of the reference."""

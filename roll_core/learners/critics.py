@@ -297,6 +297,9 @@ class CriticLearner:
                 f"{path} cannot be loaded into {len(self.models)} critics of {_words(self.models[0])}: {error}"
             ) from error
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
 
 def _before(mask_BT: Tensor) -> Tensor:
     """Bool BT: tokens t whose next one is a response token, so that the state after t is the one before that."""

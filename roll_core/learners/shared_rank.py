@@ -36,7 +36,7 @@ class SharedRank(ABC):
 
     def __init__(self, config: LearnerConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.has_reference = bool(config.kl_coef)
+        self.has_reference = bool(config.kl_coef) and not config.reference_given
         self.objective = Objective(config, has_reference=bool(config.kl_coef))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.version = 0
@@ -78,7 +78,9 @@ class SharedRank(ABC):
         lengths = row_lengths(batch.mask_BT)
         batch = to_device(batch, self.device)
         telling = self.objective.telling(batch)
-        reference_BT = self._scores(batch, lengths, reference=True).logprobs_BT if self.objective.penalised else None
+        reference_BT = batch.reference_logprobs_BT
+        if self.objective.penalised and reference_BT is None:
+            reference_BT = self._scores(batch, lengths, reference=True).logprobs_BT
         prox_BT = self.objective.given_prox(batch)
         if self.objective.needs_prox(batch):
             prox_BT = self._scores(batch, lengths, sorted(telling)).logprobs_BT

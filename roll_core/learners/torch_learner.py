@@ -50,9 +50,9 @@ class TorchLearner:
         self.model = model.to(device)
         self._device = torch.device(device)
         self._reference: CausalLM | None = None
-        if self.config.kl_coef:
+        if self.config.kl_coef and not self.config.reference_given:
             self._reference = copy.deepcopy(reference or model).to(device).requires_grad_(False)
-        self._objective = Objective(self.config, has_reference=self._reference is not None)
+        self._objective = Objective(self.config, has_reference=bool(self.config.kl_coef))
         for block in model.model.layers:
             block.recompute = self.config.activation_checkpointing  # type: ignore[assignment]
         self._generator = torch.Generator().manual_seed(self.config.seed)
@@ -82,7 +82,9 @@ class TorchLearner:
         batch = to_device(batch, self._device)
         lengths = row_lengths(batch.mask_BT)
         telling = self._objective.telling(batch)
-        reference_BT = self._reference_logprobs(batch, lengths) if self._objective.penalised else None
+        reference_BT = batch.reference_logprobs_BT
+        if self._objective.penalised and reference_BT is None:
+            reference_BT = self._reference_logprobs(batch, lengths)
         step = Step(batch, lengths, telling, self._prox(batch, lengths, telling), reference_BT, self._version)
         for _ in range(self.config.epochs):
             for rows in self._objective.minibatches(len(lengths), self._generator):
@@ -157,7 +159,8 @@ class TorchLearner:
         return self._no_grad_scores(self.model, tokens_BT, mask_BT, row_lengths(mask_BT)).logprobs_BT
 
     def _reference_logprobs(self, batch: TrainBatch, lengths: list[int]) -> Tensor:
-        assert self._reference is not None
+        if self._reference is None:
+            raise ValueError("the reference is elsewhere (reference_given): its log-probs have to come with the batch")
         return self._no_grad_scores(self._reference, batch.tokens_BT, batch.mask_BT, lengths).logprobs_BT
 
     def _no_grad_scores(

@@ -257,15 +257,25 @@ class CausalLM(nn.Module):
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of every parameter, without allocating them."""
-    with torch.device("meta"):
-        model = _meta_model(config)
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
-
-
-def _meta_model(config: ModelConfig) -> nn.Module:
-    model = nn.Module()
-    model.model = Decoder(config)
-    if not config.tie:
-        model.lm_head = nn.Linear(config.hidden, config.vocab, bias=False)
-    return model
+    """Names and shapes of every parameter, in the network's order, from the config alone: to make the network, even
+    without memory, torch loads its compiler for two seconds."""
+    c = config
+    queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    block: dict[str, tuple[int, ...]] = {}
+    for name, width in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        block[f"self_attn.{name}.weight"] = (width, c.hidden)
+        if c.qkv_bias:
+            block[f"self_attn.{name}.bias"] = (width,)
+    block["self_attn.o_proj.weight"] = (c.hidden, queries)
+    if c.qk_norm:
+        block |= {"self_attn.q_norm.weight": (c.head_dim,), "self_attn.k_norm.weight": (c.head_dim,)}
+    block |= {f"mlp.{name}.weight": (c.intermediate, c.hidden) for name in ("gate_proj", "up_proj")}
+    block["mlp.down_proj.weight"] = (c.hidden, c.intermediate)
+    block |= {"input_layernorm.weight": (c.hidden,), "post_attention_layernorm.weight": (c.hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab, c.hidden)}
+    for layer in range(c.layers):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    shapes["model.norm.weight"] = (c.hidden,)
+    if not c.tie:
+        shapes["lm_head.weight"] = (c.vocab, c.hidden)
+    return shapes

@@ -17,7 +17,7 @@ from roll_core.serving.doors import EpisodeKeys
 from roll_core.serving.programs import Command, Coroutine, Program
 from roll_core.serving.rendering import Renderer, TemplateRenderer, TranscriptRenderer
 from roll_core.serving.server import serving
-from roll_core.training import assembly
+from roll_core.training import assembly, play
 
 
 def make_renderer(recipe: Recipe, tokenizer: Tokenizer) -> Renderer:
@@ -42,7 +42,7 @@ async def playing(
 
     Raises RecipeError when the program or the address cannot be had.
     """
-    player = assembly.make_player(recipe, sessions, engine, prompter)
+    player = play.make_player(recipe, sessions, engine, prompter)
     if recipe.rollout.source == "turns":
         yield player
         return

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from roll_core.cluster.placement import make_plan
+from roll_core.cluster.distribution import Distribution
+from roll_core.cluster.placement import Seat, at_seat, make_plan
 from roll_core.cluster.ray_cluster import RayCluster
-from roll_core.cluster.ray_engine import Distribution, RayEngine
-from roll_core.cluster.ray_learner import RayLearner
+from roll_core.cluster.ray_engine import RayEngine
+from roll_core.cluster.ray_roles import Make, RayCritics, RayLearner, RayReader, RayReference
+from roll_core.cluster.shape import new_shape
 from roll_core.config import Recipe
-from roll_core.engines.base import Engine, SamplingParams
+from roll_core.engines.base import Engine
 from roll_core.engines.renewal import Renewal
 from roll_core.engines.router import Router
 from roll_core.engines.torch_engine import TorchEngine
 from roll_core.engines.vllm_engine import VllmEngine, VllmOptions
 from roll_core.errors import RecipeError
 from roll_core.learners.actor_attn import AttentionReader
-from roll_core.learners.base import ActorAttn, Critics, Learner
+from roll_core.learners.base import ActorAttn, Critics, Learner, Reference, Role
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.critics import CriticLearner, CriticSettings, ValueModel
 from roll_core.learners.fsdp import FsdpLearner
 from roll_core.learners.megatron.layout import Layout
 from roll_core.learners.megatron.learner import MegatronLearner
-from roll_core.learners.recovering import RecoveringLearner
+from roll_core.learners.recovering import RecoveringCritics, RecoveringLearner, RecoveringReader, RecoveringReference
+from roll_core.learners.reference import ReferencePolicy
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ChatTemplate, ModelConfig, Tokenizer, load_hf, train_tokenizer
-from roll_core.models.lora import add_lora, plain_copy
-from roll_core.rollout.episode import EpisodeLimits, Player
-from roll_core.rollout.machine import MachineSettings, RolloutMachine
+from roll_core.models.checkpoint import load_tensors
+from roll_core.models.lora import add_lora, plain_copy, plain_parameters
 from roll_core.rollout.prompting import (
     ChatPrompter,
     Prompter,
@@ -41,16 +45,17 @@ from roll_core.rollout.prompting import (
     transcript_action,
     transcript_text,
 )
-from roll_core.rollout.sessions import LocalSessions, SessionFactory
-from roll_core.rollout.tasks import TaskQueue
 from roll_core.training.credit_flow import rhythm_settings
-from roll_core.training.demonstrations import Demonstration, DemoSettings
+from roll_core.training.demonstrations import Demonstration
 from roll_core.training.roles import Roles
 from roll_core.types import Weights
 
-_CLOSE_MARGIN_S = 30.0
 _CRITIC_SEEDS = 7919
 """A prime, so that critics of neighbouring seeds do not begin alike."""
+
+R = TypeVar("R", bound=Role)
+MakeRole = Callable[[Recipe, CausalLM], Any]
+"""A role that begins from this policy; None where the recipe has no such role."""
 
 
 def checkpoint_folder(recipe: Recipe) -> Path:
@@ -106,18 +111,7 @@ def make_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
     model = recipe.model
     if model.source == "checkpoint":
         return load_hf(checkpoint_folder(recipe), dtype=torch.float32)
-    config = ModelConfig(
-        vocab=tokenizer.vocab_size,
-        hidden=model.hidden,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        intermediate=model.intermediate,
-        rope_theta=model.rope_theta,
-        max_context=model.max_context,
-    )
-    return CausalLM(config, seed=recipe.training.seed)
+    return CausalLM(new_shape(recipe, model, tokenizer.vocab_size), seed=recipe.training.seed)
 
 
 def learner_config(recipe: Recipe) -> LearnerConfig:
@@ -149,6 +143,7 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
         correction_band=algorithm.correction_band,
         entropy_coef=algorithm.entropy_coef,
         kl_coef=algorithm.kl_coef,
+        reference_given=recipe.placement.reference != "learner",
         kl_estimator=algorithm.kl_estimator,
         kl_in=algorithm.kl_in,
         temperature=recipe.rollout.temperature,
@@ -158,13 +153,8 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
     )
 
 
-def make_learner(recipe: Recipe, model: CausalLM, cluster: RayCluster | None = None) -> Learner:
-    """``model`` is trained in place by the torch learner, and where any other one begins. ``cluster``: where the
-    learner is to be, if the recipe has it there; None: here."""
-    if cluster is not None and cluster.plan.seat("learner").bundle is not None:
-        parameters = {name: p.detach().cpu() for name, p in model.named_parameters()}
-        make = partial(RayLearner, cluster, cluster.plan.seat("learner"), recipe, model.config, parameters)
-        return RecoveringLearner(make, recipe.learner.restarts)
+def make_learner(recipe: Recipe, model: CausalLM) -> Learner:
+    """Here. ``model`` is trained in place by the torch learner, and where any other one begins."""
     if recipe.learner.kind == "torch":
         return make_bare_learner(recipe, model)
     begun = copy.deepcopy(model)
@@ -180,12 +170,13 @@ def make_bare_learner(recipe: Recipe, model: CausalLM) -> Learner:
         return TorchLearner(model, learner_config(recipe), device=learner.device)
     threads = recipe.training.threads and max(1, recipe.training.threads // learner.processes)
     if learner.kind == "megatron":
-        tensor, pipeline = recipe.learner.tensor_parallel, recipe.learner.pipeline_parallel
+        tensor, pipeline = learner.tensor_parallel, learner.pipeline_parallel
         return MegatronLearner(
             model,
             learner_config(recipe),
-            layout=Layout(tensor, pipeline, learner.processes // (tensor * pipeline)),
-            distributed_optimizer=recipe.learner.distributed_optimizer,
+            layout=Layout(tensor, pipeline, learner.processes // (tensor * pipeline), learner.sequence_parallel),
+            distributed_optimizer=learner.distributed_optimizer,
+            packing=learner.packing,
             device=learner.device,
             threads=threads,
         )
@@ -195,9 +186,61 @@ def make_bare_learner(recipe: Recipe, model: CausalLM) -> Learner:
 
 
 def make_roles(recipe: Recipe, model: CausalLM, cluster: RayCluster | None = None) -> Roles:
-    """Whoever takes part in a learner step. ``model`` is the policy, trained in place."""
-    learner = make_learner(recipe, model, cluster) if cluster else make_learner(recipe, model)
-    return Roles(learner, make_critics(recipe, model), make_actor_attn(recipe, model, learner))
+    """Whoever takes part in a learner step. ``model`` is the policy, trained in place where the learner is here.
+    ``cluster``: where those are to be that the recipe has there."""
+    away = _Away(recipe, model, cluster)
+    critics, reference = away.critics(), away.reference()  # before a learner here changes the model
+    learner = away.learner()
+    return Roles(learner, critics, away.actor_attn(learner), reference)
+
+
+class _Away:
+    """Makes a role where the recipe has it: in an actor that is replaced when it is lost, or here."""
+
+    def __init__(self, recipe: Recipe, model: CausalLM, cluster: RayCluster | None) -> None:
+        self._recipe, self._model, self._cluster = recipe, model, cluster
+        self._begun: dict[str, Tensor] | None = None
+
+    def learner(self) -> Learner:
+        if (make := self._actor("learner", RayLearner, make_bare_learner)) is not None:
+            return RecoveringLearner(make, self._recipe.learner.restarts)
+        return make_learner(self._recipe, self._model)
+
+    def critics(self) -> Critics | None:
+        if (make := self._actor("critics", RayCritics, make_critics)) is not None:
+            return RecoveringCritics(make, self._recipe.learner.restarts, role="critics")
+        return make_critics(self._recipe, self._model)
+
+    def actor_attn(self, learner: Learner) -> ActorAttn | None:
+        if (make := self._actor("actor_attn", RayReader, make_actor_attn)) is not None:
+            return RecoveringReader(make, self._recipe.learner.restarts, role="actor_attn")
+        return make_actor_attn(self._recipe, self._model, learner)
+
+    def reference(self) -> Reference | None:
+        if (make := self._actor("reference", RayReference, make_reference)) is not None:
+            return RecoveringReference(make, self._recipe.learner.restarts, role="reference")
+        return make_reference(self._recipe, self._model)
+
+    def _actor(self, role: str, kind: Callable[[RayCluster, Seat, Make], R], make: MakeRole) -> Callable[[], R] | None:
+        """How to make it in its seat on the cluster; None where it has none."""
+        seat = self._cluster.plan.away(role) if self._cluster is not None else None
+        if self._cluster is None or seat is None:
+            return None
+        there = partial(_made_there, make, at_seat(self._recipe, seat), self._model.config, self._parameters())
+        return partial(kind, self._cluster, seat, there)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Of the policy as it is before any step: a copy, for the learner here changes its own."""
+        if self._begun is None:
+            self._begun = {n: p.to("cpu", copy=True) for n, p in plain_parameters(self._model).items()}
+        return self._begun
+
+
+def _made_there(make: MakeRole, recipe: Recipe, config: ModelConfig, parameters: dict[str, Tensor]) -> Any:
+    """In an actor's process: a role that begins from a policy with these parameters."""
+    model = CausalLM(config, seed=None)
+    load_tensors(model, parameters)
+    return make(recipe, model)
 
 
 def make_cluster(recipe: Recipe, config: ModelConfig) -> RayCluster | None:
@@ -206,7 +249,7 @@ def make_cluster(recipe: Recipe, config: ModelConfig) -> RayCluster | None:
     return RayCluster(recipe.placement.ray, plan) if plan.bundles else None
 
 
-def make_actor_attn(recipe: Recipe, model: CausalLM, learner: Learner) -> ActorAttn | None:
+def make_actor_attn(recipe: Recipe, model: CausalLM, learner: Learner | None = None) -> ActorAttn | None:
     """Whoever reads the policy's attention; None where ``algorithm.credit`` does without.
 
     The torch learner's parameters are read where they are; of another learner's this keeps a copy.
@@ -223,6 +266,13 @@ def make_actor_attn(recipe: Recipe, model: CausalLM, learner: Learner) -> ActorA
         temperature=recipe.rollout.temperature,
         device=recipe.learner.device,
     )
+
+
+def make_reference(recipe: Recipe, model: CausalLM) -> Reference | None:
+    """The policy of ``kl_coef``, as ``model`` is now; None where there is none or the learner has it."""
+    if recipe.placement.reference == "learner":
+        return None
+    return ReferencePolicy(model, learner_config(recipe), device=recipe.learner.device)
 
 
 def make_critics(recipe: Recipe, model: CausalLM) -> Critics | None:
@@ -263,18 +313,7 @@ def _critic_trunk(recipe: Recipe, model: CausalLM, seed: int) -> CausalLM:
         trunk = load_hf(folder, dtype=torch.float32)
         _same_tokens(recipe, model, folder, trunk)
         return trunk
-    config = ModelConfig(
-        vocab=model.config.vocab,
-        hidden=critic.hidden,
-        layers=critic.layers,
-        heads=critic.heads,
-        kv_heads=critic.kv_heads,
-        head_dim=critic.head_dim,
-        intermediate=critic.intermediate,
-        rope_theta=recipe.model.rope_theta,
-        max_context=recipe.model.max_context,
-    )
-    return CausalLM(config, seed=seed)
+    return CausalLM(new_shape(recipe, critic, model.config.vocab), seed=seed)
 
 
 def _same_tokens(recipe: Recipe, model: CausalLM, folder: Path, trunk: CausalLM) -> None:
@@ -301,8 +340,8 @@ def make_engine(
 ) -> Engine:
     """All engines as one, which replaces those that die. ``cluster``: where they are to be, if the recipe has them
     there; None: here."""
-    away = cluster is not None and cluster.plan.seat("engine 0").bundle is not None
-    distribution = Distribution(cluster, weights, delta=recipe.placement.delta) if cluster and away else None
+    away = cluster is not None and cluster.plan.away("engine 0") is not None
+    distribution = Distribution(cluster, recipe, weights) if cluster and away else None
 
     def make(index: int, weights: Weights) -> Engine:
         if cluster is None or distribution is None:
@@ -343,74 +382,4 @@ def _vllm_options(recipe: Recipe) -> VllmOptions:
         gpu_memory_utilization=engine.gpu_memory_utilization,
         kv_cache_gib=engine.kv_cache_gib,
         enforce_eager=engine.enforce_eager,
-    )
-
-
-def make_machine(recipe: Recipe, tasks: Sequence[str], id_prefix: str) -> RolloutMachine:
-    rollout = recipe.rollout
-    settings = MachineSettings(
-        alpha=rollout.alpha,
-        group_size=rollout.group_size,
-        groups_per_batch=rollout.groups_per_batch,
-        extra_members=rollout.extra_members,
-        extra_groups=rollout.extra_groups,
-        order=rollout.order,
-        filter_zero_variance=recipe.algorithm.filter_zero_variance,
-        max_voids_per_group=rollout.max_voids_per_group,
-        last_version=recipe.training.steps,
-        seed=recipe.training.seed,
-        id_prefix=id_prefix,
-    )
-    return RolloutMachine(settings, TaskQueue(tasks, recipe.training.seed))
-
-
-def make_player(recipe: Recipe, sessions: SessionFactory, engine: Engine, prompter: Prompter) -> Player:
-    rollout = recipe.rollout
-    sampling = SamplingParams(
-        max_tokens=rollout.max_tokens_per_turn,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        stop_token_ids=prompter.stop_token_ids,
-        # A stop token does the same and costs no decoding.
-        stop=() if prompter.stop_token_ids else prompter.stop,
-    )
-    limits = EpisodeLimits(
-        max_turns=rollout.max_turns,
-        max_invalid_turns=rollout.max_invalid_turns,
-        max_tokens_per_turn=rollout.max_tokens_per_turn,
-        max_context_tokens=recipe.model.max_context,
-        open_s=recipe.platform.wait_s + _CLOSE_MARGIN_S,
-        reset_s=rollout.reset_s + _CLOSE_MARGIN_S,
-        step_s=rollout.step_s + _CLOSE_MARGIN_S,
-        generate_s=rollout.generate_s,
-        episode_s=rollout.episode_s,
-        recovery_s=rollout.recovery_s,
-    )
-    return Player(recipe.env.name, recipe.env.options, sessions, engine, prompter, sampling, limits)
-
-
-def make_local_sessions(recipe: Recipe) -> LocalSessions:
-    platform = recipe.platform
-    bundle = Path(platform.local_bundle).expanduser() if platform.local_bundle else None
-    if bundle is not None and not (bundle / "tasks.json").is_file():
-        raise RecipeError(
-            f"platform.local_bundle {str(bundle)!r} has no tasks.json; the environment's prepare writes it."
-        )
-    return LocalSessions(platform.local_entry, bundle=bundle, workers=platform.local_workers)
-
-
-def demo_settings(recipe: Recipe) -> DemoSettings:
-    return DemoSettings(
-        env=recipe.env.name,
-        env_options=recipe.env.options | recipe.warm_start.options,
-        method=recipe.warm_start.method,
-        arguments=recipe.warm_start.arguments,
-        slips=recipe.warm_start.slips,
-        max_steps=recipe.rollout.max_turns,
-        keep_admissible=recipe.prompt.format == "chat" and recipe.prompt.show_admissible,
-        open_s=recipe.platform.wait_s,
-        reset_s=recipe.rollout.reset_s,
-        step_s=recipe.rollout.step_s,
-        plan_s=recipe.warm_start.plan_s,
-        outage_s=recipe.platform.outage_s,
     )

@@ -273,7 +273,7 @@ async def _register(rock: Rock, plan: Plan) -> str:
 
 @asynccontextmanager
 async def _locally(plan: Plan) -> AsyncIterator[_Place]:
-    from roll_core.training.assembly import make_local_sessions
+    from roll_core.training.play import make_local_sessions
     from roll_core.training.run import RunIdentity
 
     sessions = make_local_sessions(plan.recipe)

@@ -135,8 +135,11 @@ def members(engine: Engine) -> tuple[EngineStats, ...]:
 
 
 def weight_values(engine: Engine) -> dict[str, float]:
-    """``weights/…``: what the last version cost on its way to engines elsewhere; nothing where they are here."""
-    return engine.weight_metrics() if isinstance(engine, Router) else {}
+    """``weights/…``: how long the last version took to reach every engine, and what it cost on its way to engines
+    elsewhere."""
+    if not isinstance(engine, Router):
+        return {}
+    return {"weights/publish_s": engine.publish_s} | engine.weight_metrics()
 
 
 def engine_values(before: Sequence[EngineStats], after: Sequence[EngineStats], wall_s: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from rock.sdk import EpisodeRhythm, RhythmCoupling, RhythmHead
 from rock.wire.rhythm import MOST_TOKENS
 from roll_core.algorithms.credit import Evidence
-from roll_core.algorithms.rhythm import Coupling, coupling, marks, rhythm_gamma
+from roll_core.algorithms.rhythm import Coupling, RhythmSettings, coupling, marks, rhythm_gamma
 from roll_core.config import Recipe
 from roll_core.learners.actor_attn import AttentionReader, Reading
 from roll_core.learners.base import Rhythm
@@ -54,19 +54,20 @@ def recorded(
 ) -> list[EpisodeRhythm]:
     """The episodes of the last update that people are to see; ``version`` is that before it."""
     reader = roles.actor_attn
-    if not isinstance(reader, AttentionReader) or reader.last is None:
+    last = reader.last if reader is not None else None
+    if last is None:
         return []
-    last, trajectories = reader.last, [m for g in groups for m in g.members]
+    settings, trajectories = rhythm_settings(recipe), [m for g in groups for m in g.members]
     if last.batch.trajectory_ids != tuple(m.id for m in trajectories):
         return []  # read before this update: only the critics learned in it
     entropy_BT = torch.zeros_like(last.batch.mask_BT)
     for i, row in enumerate(last.shown):
         entropy_BT[row] = last.entropy_ST[i]
     evidence = _evidence(recipe, last.batch.mask_BT, last.attended.rhythm, entropy_BT, version)
-    gamma_BT = rhythm_gamma(reader.settings, evidence)
+    gamma_BT = rhythm_gamma(settings, evidence)
     return [
         episode_rhythm(
-            trajectories[row], last, row, gamma_BT[row], last.entropy_ST[i], reader, step=step, text=texts(tokenizer),
+            trajectories[row], last, row, gamma_BT[row], last.entropy_ST[i], settings, step=step, text=texts(tokenizer),
             advantage_T=last.batch.advantages_BT[row],
         )
         for i, row in enumerate(last.shown)
@@ -89,9 +90,10 @@ def recomputed(
         tokens_1T, mask_1T, mask_1T, blank, blank, versions, blank[:, 0], versions[:, 0], (trajectory.id,)
     )
     gamma_1T = rhythm_gamma(reader.settings, _evidence(recipe, mask_1T, attended.rhythm, entropy_1T, step))
-    last = Reading(batch, (0,), attended, (0,), entropy_1T)
+    last = Reading(batch, (0,), attended, (0,), entropy_1T, tuple(reader.layers))
+    text = texts(tokenizer)
     return episode_rhythm(
-        trajectory, last, 0, gamma_1T[0], entropy_1T[0], reader, step=step, text=texts(tokenizer), advantage_T=None
+        trajectory, last, 0, gamma_1T[0], entropy_1T[0], reader.settings, step=step, text=text, advantage_T=None
     )
 
 
@@ -101,14 +103,14 @@ def episode_rhythm(
     row: int,
     gamma_T: Tensor,
     entropy_T: Tensor,
-    reader: AttentionReader,
+    settings: RhythmSettings,
     *,
     step: int,
     text: Text,
     advantage_T: Tensor | None,
 ) -> EpisodeRhythm:
     """One row of a reading for people."""
-    rhythm, settings = reading.attended.rhythm, reader.settings
+    rhythm = reading.attended.rhythm
     waad_1T, fai_1T = rhythm.waad_BT[row : row + 1], rhythm.fai_BT[row : row + 1]
     mask_1T = reading.batch.mask_BT[row : row + 1].cpu()
     found = marks(waad_1T, fai_1T, mask_1T, settings)
@@ -137,7 +139,7 @@ def episode_rhythm(
         entropy=series(entropy_T),
         anchor=flags(found.anchor_BT[0]),
         preplan=flags(found.preplan_BT[0]),
-        heads=_heads(reading, row, reader),
+        heads=_heads(reading, row),
     )
 
 
@@ -158,12 +160,13 @@ def _told(found: Coupling) -> RhythmCoupling:
     return RhythmCoupling(**asdict(found))
 
 
-def _heads(reading: Reading, row: int, reader: AttentionReader) -> tuple[RhythmHead, ...]:
-    attended, heads = reading.attended, reader.model.config.heads
+def _heads(reading: Reading, row: int) -> tuple[RhythmHead, ...]:
+    attended = reading.attended
+    heads = attended.span_BN.shape[1] // len(reading.layers)
     told = []
     for n, span in enumerate(attended.span_BN[row].tolist()):
         kinds = [k for k, sets in (("local", attended.local_BN), ("global", attended.global_BN)) if sets[row, n]]
-        head = RhythmHead(layer=reader.layers[n // heads], head=n % heads, span=round(span, 3), kind="+".join(kinds))
+        head = RhythmHead(layer=reading.layers[n // heads], head=n % heads, span=round(span, 3), kind="+".join(kinds))
         told.append(head)
     return tuple(told)
 

@@ -29,7 +29,7 @@ from roll_core.rollout.scheduler import Slots
 from roll_core.rollout.sessions import SessionFactory
 from roll_core.rollout.tasks import TaskQueue
 from roll_core.serving.source import playing
-from roll_core.training import assembly
+from roll_core.training import assembly, play
 from roll_core.training.alerts import Alarms
 from roll_core.training.checkpoint import CheckpointStore, load_state
 from roll_core.training.demonstrations import Demonstration, collect
@@ -150,7 +150,7 @@ class _Run:
                 engine=engine,
                 roles=roles,
                 player=await serving.enter_async_context(playing(recipe, sessions, engine, prompter, tokenizer)),
-                machine=assembly.make_machine(recipe, tasks, identity.id_prefix),
+                machine=play.make_machine(recipe, tasks, identity.id_prefix),
                 slots=slots,
                 guard=guard,
                 eval_tasks=eval_tasks,
@@ -244,7 +244,7 @@ class _WarmStart:
         collecting = collect(
             self.sessions,
             wanted,
-            assembly.demo_settings(self.recipe),
+            play.demo_settings(self.recipe),
             slots=self.slots,
             guard=self.guard,
             cache=self.cache,

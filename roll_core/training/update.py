@@ -26,7 +26,7 @@ from roll_core.types import Group
 def update(recipe: Recipe, roles: Roles, groups: Sequence[Group], progress: float) -> dict[str, float]:
     """All updates on one batch; returns metrics. ``progress``: share of the run that is over. Raises LearnerFailed."""
     try:
-        return _update(recipe, roles, groups, progress)
+        return _update(recipe, roles, groups, progress) | roles.restarts()
     except Exception as error:
         raise LearnerFailed(f"The learner's step at version {roles.version} raised {error!r}.") from error
 
@@ -35,7 +35,11 @@ def _update(recipe: Recipe, roles: Roles, groups: Sequence[Group], progress: flo
     learner, critics, actor_attn = roles.learner, roles.critics, roles.actor_attn
     batch = make_batch(groups)
     metrics: dict[str, float] = {}
+    if roles.reference is not None:
+        batch.reference_logprobs_BT = roles.reference.logprobs(batch)
     scores = learner.score(batch) if needs_scores(recipe) else None
+    if scores is not None and roles.reference is not None:
+        scores = replace(scores, reference_logprobs_BT=batch.reference_logprobs_BT)
     if scores is not None:
         batch.prox_logprobs_BT = scores.logprobs_BT
         if recipe.algorithm.kl_in == "reward" and recipe.algorithm.kl_coef:

@@ -94,8 +94,11 @@ def unpack(packet: Bytes, held: Weights | None = None) -> Weights:
                 raise WeightsTorn(f"version {version} ends in {name}, after {len(packet)} bytes")
             now_N[:] = packet[place : place + len(now_N)]
             place += len(now_N)
-        if _crc(now_N) != entry["crc"]:
-            raise WeightsTorn(f"{name} of version {version} is not what was sent: its checksum differs")
+        if (crc := _crc(now_N)) != entry["crc"]:
+            raise WeightsTorn(
+                f"{name} of version {version} is not what was sent: its checksum is {crc:08x}, expected "
+                f"{entry['crc']:08x}"
+            )
         tensors[name] = tensor
     if place != len(packet):
         raise WeightsTorn(f"version {version} should have {place} bytes, and has {len(packet)}")
@@ -158,7 +161,10 @@ def _header(packet: Bytes) -> tuple[dict[str, Any], int]:
     length, crc = struct.unpack(_PREFIX, raw[len(_MAGIC) :])
     head = packet[begin : begin + length].tobytes()
     if len(head) != length or zlib.crc32(head) != crc:
-        raise WeightsTorn("the header of the weights is not what was sent: its checksum differs")
+        raise WeightsTorn(
+            f"the header of the weights is not what was sent: its checksum is {zlib.crc32(head):08x} over {len(head)} "
+            f"bytes, expected {crc:08x} over {length}"
+        )
     header: dict[str, Any] = json.loads(head)
     return header, begin + int(length)
 

@@ -17,7 +17,7 @@ from roll_core.models import Tokenizer
 from roll_core.rollout.groups import has_signal
 from roll_core.rollout.tasks import TaskQueue
 from roll_core.rollout.work import EpisodeSpec
-from roll_core.training import assembly, steering, tuner
+from roll_core.training import assembly, play, steering, tuner
 from roll_core.training.batches import make_batch
 from roll_core.training.checkpoint import load_state
 from roll_core.training.event_log import digest
@@ -87,7 +87,7 @@ async def synchronous_loop(recipe, directory, sessions, checkpoint) -> dict[str,
     learner = assembly.make_learner(recipe, model)
     learner.load(checkpoint / "learner")
     engine = assembly.make_engine(recipe, model.config, learner.weights(), tokenizer)
-    player = assembly.make_player(recipe, sessions, engine, assembly.make_prompter(recipe, tokenizer))
+    player = play.make_player(recipe, sessions, engine, assembly.make_prompter(recipe, tokenizer))
     queue = TaskQueue(await sessions.tasks("train"), recipe.training.seed)
     index = 0
     for version in range(recipe.training.steps):

@@ -19,6 +19,13 @@ def test_the_replicas_are_what_is_left_of_the_processes() -> None:
     assert recipe.learner.processes // (recipe.learner.tensor_parallel * recipe.learner.pipeline_parallel) == 2
 
 
+def test_ranks_may_share_positions_and_passes_may_be_in_bfloat16() -> None:
+    layout = [MEGATRON, ADAMW, "learner.processes=2", "learner.tensor_parallel=2"]
+    recipe = load_recipe("countdown-tiny", [*layout, "learner.sequence_parallel=true", "learner.dtype=bfloat16"])
+    assert recipe.learner.sequence_parallel
+    assert recipe.learner.packing
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -26,7 +33,9 @@ def test_the_replicas_are_what_is_left_of_the_processes() -> None:
         (["learner.distributed_optimizer=true"], "are for learner.kind 'megatron'"),
         ([MEGATRON, "learner.processes=3", "learner.tensor_parallel=2"], "no multiple of tensor_parallel"),
         ([MEGATRON, "learner.optimizer=muon"], "is without optimizer=muon"),
-        ([MEGATRON, ADAMW, "learner.dtype=bfloat16"], "is without dtype=bfloat16"),
+        (["learner.sequence_parallel=true"], "are for learner.kind 'megatron'"),
+        ([MEGATRON, ADAMW, "learner.sequence_parallel=true"], "for the ranks of learner.tensor_parallel: that is 1"),
+        ([MEGATRON, "learner.context_parallel=2"], "needs attention that goes round the ranks, as Transformer Engine's"),
         ([MEGATRON, ADAMW, "learner.lora_rank=4"], "is without lora_rank=4"),
     ],
 )

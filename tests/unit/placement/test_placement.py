@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -19,9 +21,18 @@ from roll_core.learners import LearnerConfig
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ModelConfig
 from roll_core.models.lora import add_lora
+from roll_core.models.qwen import parameter_shapes
 from tests.unit.learners.sharing import TINY, make_batch, policy
 
 torch.set_num_threads(1)
+_PLANNED = """
+import sys
+from roll_core.cluster.placement import make_plan
+from roll_core.cluster.shape import expected_shape
+from roll_core.config import load_recipe
+recipe = load_recipe("countdown-tiny")
+print(make_plan(recipe, expected_shape(recipe)).seats[0].role, "torch._dynamo" in sys.modules)
+"""
 BASE = load_recipe("countdown-tiny").model_dump(mode="json")
 SMALL = ModelConfig(vocab=280, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, intermediate=96, max_context=160)
 
@@ -37,7 +48,9 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
 def recipes(draw: st.DrawFn) -> Recipe:
     cuda, ray = draw(st.booleans()), draw(st.booleans())
     learner = draw(st.sampled_from(["apart", "colocated", "here"]))
-    single = learner == "colocated"
+    followers = {role: draw(st.sampled_from(["here", "colocated", "apart"])) for role in ("critics", "actor_attn")}
+    followers["reference"] = draw(st.sampled_from(["learner", "here", "colocated", "apart"]))
+    single = "colocated" in (learner, *followers.values())
     processes = 1 if single else draw(st.integers(1, 4))
     return recipe(
         engine={
@@ -56,8 +69,13 @@ def recipes(draw: st.DrawFn) -> Recipe:
             "engines": draw(st.sampled_from(["spread", "packed", "here"])),
             "learner": learner,
             "cpus": draw(st.integers(1, 4)),
+            **followers,
         },
         critic={"count": draw(st.integers(0, 2))},
+        algorithm={
+            "credit": ["rhythm"] if draw(st.booleans()) else [],
+            "kl_coef": 0.1 if followers["reference"] != "learner" else 0.0,
+        },
     )
 
 
@@ -66,13 +84,33 @@ def test_every_role_has_one_seat_and_bundles_hold_exactly_what_sits_in_them(give
     plan = make_plan(given_recipe, SMALL)
     roles = [seat.role for seat in plan.seats]
     expected = ["learner", *(f"engine {i}" for i in range(given_recipe.engine.count))]
-    assert roles == [*expected, *(["critics"] if given_recipe.critic.count else [])]
+    placement = given_recipe.placement
+    followers = [
+        ("critics", placement.critics, given_recipe.critic.count > 0),
+        ("actor_attn", placement.actor_attn, "rhythm" in given_recipe.algorithm.credit),
+        ("reference", placement.reference, placement.reference != "learner"),
+    ]
+    for role, where, wanted in followers:
+        seat = next((seat for seat in plan.seats if seat.role == role), None)
+        if seat is None:
+            assert not wanted or (role == "actor_attn" and plan.away("learner") is None), "or it is the learner's own"
+            continue
+        expected.append(role)
+        assert wanted
+        assert (seat.bundle is not None) == (
+            bool(placement.ray) and (where == "apart" or (where == "colocated" and plan.away("learner") is not None))
+        )
+        if where == "colocated":
+            assert seat.bundle == plan.seat("learner").bundle
+        elif seat.bundle is not None:
+            assert [other.role for other in plan.seats if other.bundle == seat.bundle] == [role]
+    assert roles == expected
     used = sorted({seat.bundle for seat in plan.seats if seat.bundle is not None})
     assert used == list(range(len(plan.bundles)))
     for number, bundle in enumerate(plan.bundles):
         inside = [seat for seat in plan.seats if seat.bundle == number]
         assert bundle["CPU"] == sum(seat.cpus for seat in inside)
-        assert bundle.get("GPU", 0) == sum(seat.gpus for seat in inside)
+        assert bundle.get("GPU", 0) == pytest.approx(sum(seat.gpus for seat in inside))
         assert bundle.get("GPU", 0) == int(bundle.get("GPU", 0)), "whole GPUs, together"
     for seat in plan.seats:
         if seat.bundle is None:
@@ -80,7 +118,7 @@ def test_every_role_has_one_seat_and_bundles_hold_exactly_what_sits_in_them(give
         else:
             assert seat.cpus >= 1
             there = at_seat(given_recipe, seat)
-            assert set(there.engine.devices) | {there.learner.device} <= {"cpu", "cuda:0"}
+            assert {*there.engine.devices, there.learner.device, there.critic.device} <= {"cpu", "cuda:0"}
     if not given_recipe.placement.ray:
         assert plan.bundles == ()
     lines = describe(plan, SMALL)
@@ -101,21 +139,71 @@ def test_a_colocated_learner_shares_the_gpu_of_the_first_engine() -> None:
     assert any("learner, engine 0" in line for line in describe(plan, SMALL))
 
 
+def test_all_of_a_step_may_share_one_gpu_and_the_plan_says_what_that_takes() -> None:
+    wanted = recipe(
+        engine={"device": "cuda"},
+        learner={"device": "cuda"},
+        critic={"count": 2},
+        algorithm={"credit": ["rhythm"], "kl_coef": 0.1},
+        placement={
+            "ray": "auto", "learner": "colocated", "critics": "colocated", "actor_attn": "colocated",
+            "reference": "colocated",
+        },
+    )  # fmt: skip
+    plan = make_plan(wanted, SMALL)
+    assert plan.bundles == ({"CPU": 5.0, "GPU": 1.0},)
+    assert {seat.gpus for seat in plan.seats} == {0.2}
+    assert "reference" not in plan.seat("learner").need.parts, "it is a role of its own"
+    assert plan.seat("reference").need.total_bytes == 4 * parameter_count(SMALL)
+    assert any(
+        line.startswith("cuda:0 on Ray bundle 0: learner, engine 0, critics, actor_attn, reference; about")
+        for line in describe(plan, SMALL)
+    )
+
+
+@pytest.mark.parametrize("role", ["critics", "actor_attn"])
+def test_what_cannot_share_the_learner_s_gpus_is_refused(role: str) -> None:
+    several = {"kind": "fsdp", "processes": 2, "device": "cuda"}
+    with pytest.raises(RecipeError, match=rf"placement.{role} 'colocated' .* use 'apart' or 'here'"):
+        recipe(learner=several, placement={"ray": "auto", role: "colocated"})
+    with pytest.raises(
+        RecipeError, match=r"placement.reference 'apart' is for the policy of algorithm.kl_coef, which is 0"
+    ):
+        recipe(placement={"reference": "apart"})
+
+
 def test_what_cannot_share_a_gpu_is_refused() -> None:
     with pytest.raises(RecipeError, match="'colocated' shares one GPU"):
         recipe(learner={"kind": "fsdp", "processes": 2}, placement={"ray": "auto", "learner": "colocated"})
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 3))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+    st.sampled_from(["qwen3", "qwen2", "llama"]),
+    st.integers(0, 3),
+)
 def test_parameters_and_those_that_are_trained_are_counted_exactly(
-    layers: int, heads: int, group: int, tie: bool, rank: int
+    layers: int, heads: int, group: int, tie: bool, family: str, rank: int
 ) -> None:
-    config = ModelConfig(31, 16, layers, heads * group, heads, 8, 24, tie=tie)
+    config = ModelConfig(
+        31, 16, layers, heads * group, heads, 8, 24, tie=tie, qk_norm=family == "qwen3", qkv_bias=family == "qwen2"
+    )
     model = CausalLM(config)
+    real = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert list(parameter_shapes(config).items()) == list(real.items()), "names, shapes and order"
     assert parameter_count(config) == sum(p.numel() for p in model.parameters())
     if rank:
         add_lora(model, rank, 1.0)
     assert trained_count(config, rank) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_to_say_who_goes_where_torch_s_compiler_is_not_loaded() -> None:
+    """It takes two seconds, and nobody here compiles."""
+    told = subprocess.run([sys.executable, "-c", _PLANNED], capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.split() == ["learner", "False"]
 
 
 def test_parameters_gradients_and_moments_are_what_a_learner_holds() -> None:

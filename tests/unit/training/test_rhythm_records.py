@@ -22,7 +22,7 @@ from roll_core.algorithms.rhythm import Coupling
 from roll_core.config import Recipe, load_recipe
 from roll_core.errors import CheckpointError, RecordError
 from roll_core.models import train_tokenizer
-from roll_core.training import assembly
+from roll_core.training import assembly, play
 from roll_core.training.checkpoint import CheckpointStore, TrainerState
 from roll_core.training.event_log import EventLog
 from roll_core.training.reporting import RHYTHMS, FileReporter, Reporters, report_rhythms
@@ -127,7 +127,7 @@ def a_run(path: Path, *, log: bool = True) -> tuple[RunDirectory, list[EpisodeRh
     directory.create(recipe, RunIdentity("run-1"))
     WORDS.save(directory.tokenizer)
     roles = assembly.make_roles(recipe, assembly.make_model(recipe, WORDS))
-    machine = assembly.make_machine(recipe, ["mug"], "ep-").state()
+    machine = play.make_machine(recipe, ["mug"], "ep-").state()
     CheckpointStore(path / "checkpoints", 2).save(TrainerState(0, machine, 0.0), roles.save)
     if log:
         events = EventLog(path, 1 << 20)

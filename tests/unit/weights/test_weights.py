@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from roll_core.errors import WeightsTorn, WrongBase
 from roll_core.learners.processes import Rank, RankGroup
 from roll_core.types import Weights
 from roll_core.weights import Publisher, Subscriber
-from roll_core.weights.channels import BroadcastChannel, FolderChannel
+from roll_core.weights.broadcast import BroadcastChannel, Call
+from roll_core.weights.channels import File, FolderChannel
 from roll_core.weights.packet import pack, unpack, whole_bytes
 
 torch.set_num_threads(1)
@@ -118,7 +122,7 @@ def test_few_changes_are_few_bytes_and_many_are_no_more_than_the_whole() -> None
 @pytest.mark.parametrize("own", [True, False])
 def test_followers_by_files_have_every_version_and_late_ones_the_whole(delta: bool, own: bool, tmp_path: Path) -> None:
     channel = FolderChannel(None if own else tmp_path / "shared")
-    publisher, early = Publisher(channel, delta=delta, dtype=torch.bfloat16), Subscriber(FolderChannel(tmp_path / "x"))
+    publisher, early = Publisher(channel, delta=delta, dtype=torch.bfloat16), Subscriber(delta=delta)
     sent = Weights(0, {"w": torch.randn(5000), "b": torch.randn(3)})
     shares = []
     for version in range(1, 5):
@@ -130,50 +134,112 @@ def test_followers_by_files_have_every_version_and_late_ones_the_whole(delta: bo
         expected = Weights(version, {n: t.bfloat16() for n, t in sent.tensors.items()})
         assert same(found, expected)
     assert all(share < 0.2 for share in shares[1:]) == delta
-    late = Subscriber(channel)
+    late = Subscriber()
     assert published.changes == delta
     if delta:
         with pytest.raises(WrongBase):
             late.receive(published.ticket)
     assert same(late.receive(publisher.whole().ticket), expected)
-    folder = Path(published.ticket).parent
-    assert len(list(folder.iterdir())) <= 2, "old versions are removed"
+    assert isinstance(published.ticket, File)
+    folder = Path(published.ticket.path).parent
+    assert own or folder.parent == tmp_path / "shared"
+    assert len(list(folder.glob("*.bin"))) <= 2, "old versions are removed"
     publisher.close()
-    assert not folder.exists() if own else not list(folder.iterdir())
+    assert not folder.exists()
     with pytest.raises(WeightsTorn, match="cannot be read"):
         late.receive(published.ticket)
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_is_in_use_is_not(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, numpy
+from pathlib import Path
+from roll_core.weights.channels import FolderChannel
+print(FolderChannel(Path({str(tmp_path)!r})).put(numpy.zeros(9, dtype=numpy.uint8)).path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    left = Path(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout.strip()
+    )
+    assert left.is_file()
+    used = FolderChannel(tmp_path)
+    assert not left.parent.exists()
+    ticket = used.put(np.ones(5, dtype=np.uint8))
+    FolderChannel(tmp_path).close()
+    assert ticket.get().sum() == 5
+    used.close()
+
+
+def test_the_whole_on_demand_goes_the_way_that_reaches_everybody_and_anew_when_it_was_damaged(tmp_path: Path) -> None:
+    channel, everywhere = FolderChannel(tmp_path / "near"), FolderChannel(tmp_path / "far")
+    publisher = Publisher(channel, everywhere, delta=True)
+    first = Weights(0, {"w": torch.randn(500)})
+    publisher.hold(first)
+    assert publisher.last is None
+    follower = Subscriber()
+    assert same(follower.receive(publisher.whole().ticket), first)
+    second = Weights(1, {"w": first.tensors["w"] + torch.eye(500)[3]})
+    published = publisher.publish(second)
+    assert published.changes, "to the version it began with"
+    assert isinstance(published.ticket, File)
+    with Path(published.ticket.path).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    with pytest.raises(WeightsTorn, match=r"w of version 1 .* checksum is [0-9a-f]{8}, expected [0-9a-f]{8}"):
+        follower.receive(published.ticket)
+    whole = publisher.whole()
+    assert isinstance(whole.ticket, File)
+    assert (tmp_path / "far") in Path(whole.ticket.path).parents
+    assert same(follower.receive(whole.ticket), second)
+    assert publisher.whole().ticket == whole.ticket != publisher.whole(anew=True).ticket
+    channel.close()
+    everywhere.close()
+
+
 class Peer:
-    """Rank 0 publishes by broadcast, the others follow."""
+    """A process of its own: rank 0 publishes by broadcast, the others follow."""
 
     def __init__(self, rank: Rank) -> None:
-        self.rank = rank
+        self.rank, self.delta = rank, False
+        self.tensors = {"w": torch.arange(3000.0)}
+        self.subscriber = Subscriber()
 
-    def versions(self, delta: bool) -> list[tuple[int, float]]:
-        torch.manual_seed(0)
-        tensors = {"w": torch.randn(3000)}
-        channel = BroadcastChannel(0)
-        publisher, subscriber = Publisher(channel, delta=delta), Subscriber(channel)
-        seen = []
-        for version in range(3):
-            tensors = {"w": tensors["w"].clone()}
-            tensors["w"][version] += 1
-            if self.rank.index == 0:
-                publisher.publish(Weights(version, tensors))
-                seen.append((version, tensors["w"].sum().item()))
-            else:
-                held: Any = subscriber.receive(None)
-                seen.append((held.version, held.tensors["w"].sum().item()))
-        return seen
+    def begin(self, delta: bool) -> None:
+        if self.rank.index == 0:
+            self.channel = BroadcastChannel("127.0.0.1")
+            self.publisher = Publisher(self.channel, delta=delta)
+
+    def publish(self, version: int, members: tuple[str, ...]) -> Any:
+        if self.rank.index:
+            return None
+        self.tensors = {"w": self.tensors["w"] + torch.eye(3000)[version]}
+        self.channel.members = members
+        return self.publisher.publish(Weights(version, self.tensors)).ticket
+
+    def receive(self, ticket: Call, members: tuple[str, ...]) -> tuple[int, float] | None:
+        if self.rank.index == 0:
+            self.channel.settled()
+            return ticket.size, self.tensors["w"].sum().item()
+        me = f"peer {self.rank.index}"
+        if me not in members:
+            return None
+        held = self.subscriber.receive(replace(ticket, me=me))
+        return held.version, held.tensors["w"].sum().item()
 
 
 @pytest.mark.parametrize("delta", [False, True])
-def test_a_broadcast_reaches_the_group(delta: bool) -> None:
+def test_a_broadcast_reaches_its_members_whoever_they_are_this_time(delta: bool) -> None:
     group = RankGroup(Peer, 3, threads=1)
+    sizes = []
     try:
-        found = group.call("versions", delta)
+        group.call("begin", delta)
+        for version, members in enumerate([("peer 1", "peer 2")] * 3 + [("peer 1",)] * 2):
+            ticket = group.call("publish", version, members)[0]
+            (size, total), *found = group.call("receive", ticket, members)
+            assert found == [(version, total) if f"peer {i}" in members else None for i in (1, 2)]
+            sizes.append(size)
     finally:
         group.close()
-    assert found[0] == found[1] == found[2]
-    assert len(np.unique([total for _, total in found[0]])) == 3
+    assert (sizes[1] < sizes[0] / 10) == delta
+    with pytest.raises(WeightsTorn, match="is for peer 1, and not for 'peer 2'"):
+        replace(ticket, me="peer 2").get()
