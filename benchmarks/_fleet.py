@@ -51,6 +51,9 @@ class ToyCatalog:
     def spec(self, name: str) -> SandboxSpec:
         return SandboxSpec(image="toy:1", env=self._known(name), entry="toy:Env")
 
+    def task_spec(self, name: str, task: str) -> SandboxSpec | None:
+        return None
+
     def pool_size(self, name: str) -> PoolSize:
         return PoolSize(ready=self._pool)
 

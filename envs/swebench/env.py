@@ -2,7 +2,7 @@
 
 An action is a shell command, run by bash in /testbed; each one starts there anew, and what it leaves in files stays.
 ``submit`` ends the episode; so does the last of ``max_steps``, by truncation. Either way ``info["submission"]`` is the
-difference between the repository and the commit it started from, and the environment's judge, which env.toml names,
+difference between the repository and what it was at the start, and the environment's judge, which env.toml names,
 turns that into a reward in a sandbox of its own. State lies in files, so that a lost sandbox goes on from a snapshot.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ MAX_OUTPUT_BYTES = 8_000
 MAX_PATCH_BYTES = 1 << 20
 INSTRUCTION = """The repository is in /testbed, your working directory. Answer with one shell command at a time; each \
 starts in /testbed. Mend the code, not the tests: what you change in tests does not count. When done answer: submit"""
+# An index of its own: the agent's stays as it is. Begun from it, files that did not change are not read again.
+_INDEXED = """index=$(mktemp -u); export GIT_INDEX_FILE=$index; cp .git/index $index 2>/dev/null
+git add -A 2>/dev/null && {then}; code=$?; rm -f $index; exit $code"""
+_START = "refs/rock/start"
+# Undoes an earlier episode in this sandbox, and hides the branches and tags by which the solution may be found.
+_AS_NEW = f"""set -e
+if git rev-parse -q --verify {_START} > /dev/null; then git read-tree -u --reset {_START} && git clean -fdq; fi
+git remote | while read -r name; do git remote remove "$name"; done
+head=$(git symbolic-ref -q HEAD || true)
+git for-each-ref --format='%(refname)' | grep -v -e "^$head$" -e "^{_START}$" | sed 's/^/delete /' |
+  git update-ref --stdin
+git reflog expire --expire=now --all
+rm -f .git/FETCH_HEAD .git/ORIG_HEAD"""
 _OPTIONS = {"max_steps", "command_s", "max_output_bytes", "instruction"}
 _FENCE = re.compile(r"\A\s*```[a-z]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
@@ -37,14 +51,16 @@ class SweEnv(SnapshotEnv):
         self._data = Path(data or os.environ.get("ROCK_ENV_DATA") or ".")
         self._root = root
         self._base = ""
+        self._environ: Mapping[str, str] | None = None
         self._options: dict[str, Any] = {}
         self._steps = 0
         self._over = True
 
     def reset(self, task: str, seed: int, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Unpack the repository of ``task``. KeyError for an unknown one, ValueError for an unknown option."""
+        """Lay out the repository of ``task``. KeyError for an unknown one, ValueError for an unknown option."""
         instance = self._begin(task, options)
-        testbed.unpack(self._data / "testbeds" / f"{task}.tar.gz", self._root)
+        own = testbed.lay_out(self._data, task, self._root)
+        self._base = self._started(own=own)
         self._steps, self._over = 0, False
         instruction = str(options.get("instruction", INSTRUCTION))
         return f"{instance['statement']}\n\n{instruction}".strip(), {"repo": instance["repo"]}
@@ -67,11 +83,12 @@ class SweEnv(SnapshotEnv):
 
     def checkpoint(self) -> dict[str, Any]:
         """Files are on the disk already. The digest of the changes shows that a copy of them is the same."""
-        return {"steps": self._steps, "changes": hashlib.sha256(self._diff().encode()).hexdigest()}
+        changes = hashlib.sha256(self._diff().encode()).hexdigest()
+        return {"steps": self._steps, "base": self._base, "changes": changes}
 
     def restore(self, task: str, seed: int, options: dict[str, Any], state: Any) -> None:
         self._begin(task, options)
-        self._steps, self._over = int(state["steps"]), False
+        self._steps, self._base, self._over = int(state["steps"]), str(state["base"]), False
 
     def _begin(self, task: str, options: dict[str, Any]) -> dict[str, str]:
         if unknown := set(options) - _OPTIONS:
@@ -80,13 +97,14 @@ class SweEnv(SnapshotEnv):
         if "/" in task or not path.is_file():
             raise KeyError(f"{task!r} is no task here; expected an instance id of the data set.")
         instance: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        self._base, self._options = instance["base_commit"], dict(options)
+        self._options = dict(options)
+        self._environ = testbed.conda_environ()
         return instance
 
     def _shell(self, command: str) -> str:
         seconds = float(self._options.get("command_s", COMMAND_S))
         limit = int(self._options.get("max_output_bytes", MAX_OUTPUT_BYTES))
-        ran = testbed.run(["bash", "-c", command], cwd=self._root, timeout_s=seconds, max_bytes=limit)
+        ran = self._run(command, seconds, limit)
         if ran.timed_out:
             return f"{ran.output}\nkilled: it took longer than {seconds:g} s"
         return f"{ran.output.rstrip()}\nexit code {ran.exit_code}".lstrip("\n")
@@ -96,17 +114,32 @@ class SweEnv(SnapshotEnv):
         info = {"submission": self._diff(), "success": False}
         return observation, 0.0, terminated, not terminated, info
 
+    def _started(self, *, own: bool) -> str:
+        """The files as they are, ignored ones left out, as a tree that the submission is compared with: an image's
+        ``own`` repository may hold changes and files that were never committed, and may have been played in before.
+        Raises RuntimeError."""
+        note = f'tree=$(git write-tree) && git update-ref {_START} "$tree" && echo "$tree"'
+        scripts = [_AS_NEW, _INDEXED.format(then=note)] if own else [_INDEXED.format(then="git write-tree")]
+        for script in scripts:
+            ran = self._run(script, 120.0, 1 << 16)
+            if ran.exit_code != 0:
+                raise RuntimeError(f"the repository could not be laid out: {ran.output[-500:]}")
+        return ran.output.strip().splitlines()[-1]
+
     def _diff(self) -> str:
-        """Everything that changed since the first commit, new files too, whatever was committed meanwhile.
+        """Everything that changed since the reset, new files too, whatever was committed meanwhile.
 
         A repository that the agent broke, or a difference beyond 1 MiB, is an empty submission: the agent's doing.
         """
-        script = f"git add -A && git -c core.fileMode=false diff --binary --cached {self._base}"
-        # An index of its own: the agent's stays as it is.
-        environ = f"export GIT_INDEX_FILE=$(mktemp -u); {script}; code=$?; rm -f $GIT_INDEX_FILE; exit $code"
-        ran = testbed.run(["bash", "-c", environ], cwd=self._root, timeout_s=60.0, max_bytes=2 * MAX_PATCH_BYTES)
+        diff = f"git -c core.fileMode=false diff --binary --cached {self._base}"
+        ran = self._run(_INDEXED.format(then=diff), 60.0, 2 * MAX_PATCH_BYTES)
         whole = ran.exit_code == 0 and len(ran.output.encode()) <= MAX_PATCH_BYTES
         return ran.output if whole else ""
+
+    def _run(self, script: str, timeout_s: float, max_bytes: int) -> testbed.Ran:
+        return testbed.run(
+            ["bash", "-c", script], cwd=self._root, timeout_s=timeout_s, max_bytes=max_bytes, environ=self._environ
+        )
 
 
 def _plain(action: str) -> str:

@@ -3,7 +3,7 @@
 Data as in :mod:`envs.swebench.judge.prepare`. Written are DIR/tasks.json (split ``test``, and ``train`` with the same
 instances), DIR/data with the repositories and each instance's statement, and DIR/expert.json with the actions of the
 reference solution, which ``rock env check --instances`` plays; it is **not** part of the image. Neither hidden tests
-nor reference solutions are in DIR/data.
+nor reference solutions are in DIR/data or DIR/task-data.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from envs.swebench.judge.prepare import arguments, copy_repositories, instances
+from envs.swebench.judge.prepare import arguments, has_archive, instances, write, write_environment
 from envs.swebench.judge.rows import Row, RowError
 
 _END_OF_PATCH = "END_OF_THE_PATCH"
@@ -20,18 +20,17 @@ _END_OF_PATCH = "END_OF_THE_PATCH"
 
 def expert_actions(row: Row) -> list[str]:
     """The shell command that applies the reference solution, and the submission."""
-    return [f"git apply - <<'{_END_OF_PATCH}'\n{row.patch.rstrip()}\n{_END_OF_PATCH}", "submit"]
+    patch = row.patch.rstrip("\n")  # no more: a context line that is empty ends a patch as a single space
+    return [f"git apply - <<'{_END_OF_PATCH}'\n{patch}\n{_END_OF_PATCH}", "submit"]
 
 
 def prepare(out: Path, data: Path, *, quick: bool = False) -> list[str]:
     """Write the agent's data under ``out``; returns the instance ids. Raises RowError."""
     rows = instances(data, quick=quick)
-    target = out / "data"
-    (target / "instances").mkdir(parents=True, exist_ok=True)
     for row in rows:
-        public = {"statement": row.problem_statement, "repo": row.repo, "base_commit": row.base_commit}
-        (target / "instances" / f"{row.instance_id}.json").write_text(json.dumps(public), encoding="utf-8")
-    copy_repositories(data, rows, target)
+        public = {"statement": row.problem_statement, "repo": row.repo}
+        write(out, "instances", row, public, own_image=not has_archive(data, row))
+    write_environment(data, rows, out)
     ids = [row.instance_id for row in rows]
     (out / "tasks.json").write_text(json.dumps({"train": ids, "test": ids}, indent=1) + "\n")
     experts = {row.instance_id: expert_actions(row) for row in rows}

@@ -16,6 +16,7 @@ from rock.domain.errors import (
     Conflict,
     DeadlineExceeded,
     Forbidden,
+    ImageBuildFailed,
     ImageNotFound,
     LeaseExpired,
     NotFound,
@@ -28,6 +29,7 @@ from rock.domain.errors import (
     SandboxLost,
     StaleEpoch,
     StorageError,
+    TaskQuarantined,
 )
 from rock.wire.models import Scope
 
@@ -46,12 +48,14 @@ class Rule:
 _LEASE_ERRORS = (
     CapacityExceeded,
     Conflict,
+    ImageBuildFailed,
     ImageNotFound,
     PlatformUnavailable,
     Quarantined,
     QuotaExceeded,
     RuntimeUnavailable,
     StorageError,
+    TaskQuarantined,
 )
 _GONE = (NotFound, LeaseExpired, SandboxLost)
 _RUN = (NotFound, StorageError)

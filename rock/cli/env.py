@@ -133,6 +133,35 @@ def _needs_image(runtime: str) -> bool:
 
 
 @app.command()
+def prefetch(
+    name: NameArgument,
+    instances: Annotated[
+        str, typer.Option(metavar="all|N|NAMES", help="The tasks whose images are wanted; N: the first so many.")
+    ] = "all",
+    split: Annotated[str, typer.Option(help="Only tasks of this split.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, max=16, help="Images at a time; two at most are downloaded at once.")] = 2,
+) -> None:
+    """Fetch and make the images of tasks that are played in one of their own, before sandboxes need them.
+
+    What is here already is left as it is. The environment's judge wants its own: prefetch that as well. The exit code
+    is 1 if one could not be made; the others are.
+
+    Examples:
+      rock env prefetch swebench --instances 20
+      rock env prefetch swebench-judge --split test
+    """
+    from rock.cli._prefetching import prefetch_images
+
+    out = console(stderr=True)
+    made = prefetch_images(name, instances, split, jobs, lambda line: out.print(f"[dim]{escape(line)}[/]"))
+    say(f"{made.made} made, {made.here} here already, {len(made.failed)} failed.")
+    for task, error in made.failed.items():
+        say(f"[bold red]{escape(task)}[/]: {escape(error)}")
+    if made.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def check(
     name: NameArgument,
     task: Annotated[str, typer.Option(help="Task to play; default: the first of the first split.")] = "",

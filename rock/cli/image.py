@@ -150,7 +150,7 @@ def prune(
     else:
         catalog = EnvCatalog(rock_home())
         built = [catalog.built(name) for name in catalog.names()]
-        images = old_images({bundle.image for bundle in built if bundle is not None})
+        images = old_images({image for bundle in built if bundle is not None for image in bundle.images()})
         if not dry_run:
             images = remove_images(images)
     if as_json:

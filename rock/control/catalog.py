@@ -19,6 +19,11 @@ class Catalog(Protocol):
 
     def spec(self, name: str) -> SandboxSpec: ...
 
+    def task_spec(self, name: str, task: str) -> SandboxSpec | None:
+        """Of a task that is played in an image of its own; None if it is played in the environment's. Asked where
+        ``view`` says that there are such tasks."""
+        ...
+
     def pool_size(self, name: str) -> PoolSize:
         """How many ready sandboxes to keep while the environment is in use."""
         ...

@@ -152,7 +152,7 @@ class LeaseService:
         self.counters.claim_seconds.observe(self._clock.now() - began)
         if offer.env is None:
             return self._view(lease, token)
-        declared = {"snapshot_every": offer.env.snapshot_every, "judge": offer.env.judge}
+        declared = {"snapshot_every": offer.env.snapshot_every, "judge": offer.env.judge, "task": offer.task}
         return self._view(lease, token).model_copy(update=declared)
 
     def _held_by(self, caller: Caller) -> int:

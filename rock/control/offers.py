@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rock.control.catalog import Catalog
 from rock.control.nodes import NodeBook
@@ -22,6 +22,8 @@ class Offer:
     recovery: Recovery = "none"
     env: EnvView | None = None
     """The environment asked for; None for a plain sandbox."""
+    task: str = ""
+    """The only one that can be played in it; empty: any."""
 
 
 class Offers:
@@ -39,25 +41,31 @@ class Offers:
         if request.env:
             if request.image or request.spec is not None:
                 raise InvalidRequest("a lease names either an environment or an image, not both", hint="Drop one.")
-            offer = await self._env(request.env)
-            return _possible(Offer(offer.spec, request.recovery or offer.recovery, offer.env))
+            offer = await self._env(request.env, request.task)
+            return _possible(replace(offer, recovery=request.recovery or offer.recovery))
         if request.spec is not None:
             if request.image and request.image != request.spec.image:
                 raise InvalidRequest(f"image {request.image!r} is not that of the spec, {request.spec.image!r}")
             return _possible(Offer(request.spec, request.recovery or "none"))
         return _possible(Offer(SandboxSpec(image=request.image), request.recovery or "none"))
 
-    async def _env(self, env: str) -> Offer:
-        """Reading an environment's files costs more than a claim; a new build may be seen this little later."""
+    async def _env(self, env: str, task: str) -> Offer:
+        """Reading an environment's files costs more than a claim; a new build may be seen this little later.
+
+        A task with an image of its own has no pool: what waits in one would wait for this task alone.
+        """
         now = self._clock.now()
         known = self._known.get(env)
-        if known is not None and now - known[0] < _FRESH_S:
-            return known[1]
-        spec = await asyncio.to_thread(self._catalog.spec, env)
-        view = await asyncio.to_thread(self._catalog.view, env)
-        await self._keep_warm(env, spec)
-        offer = Offer(spec, view.recovery, view)
-        self._known[env] = (now, offer)
+        if known is None or now - known[0] >= _FRESH_S:
+            spec = await asyncio.to_thread(self._catalog.spec, env)
+            view = await asyncio.to_thread(self._catalog.view, env)
+            self._known[env] = known = (now, Offer(spec, view.recovery, view))
+        offer = known[1]
+        if task and offer.env is not None and offer.env.task_images:
+            own = await asyncio.to_thread(self._catalog.task_spec, env, task)
+            if own is not None:
+                return replace(offer, spec=own, task=task)
+        await self._keep_warm(env, offer.spec)
         return offer
 
     async def _keep_warm(self, env: str, spec: SandboxSpec) -> None:

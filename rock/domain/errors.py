@@ -93,6 +93,12 @@ class Quarantined(RockError):
     code, fault, http_status = "quarantined", Fault.ENVIRONMENT, 409
 
 
+class TaskQuarantined(Quarantined):
+    """The same of one task alone, or of the image that it alone is played in: leave it out."""
+
+    code = "task-quarantined"
+
+
 class ImageNotFound(RockError):
     """The image is neither local nor to be pulled, or the environment has not been built."""
 

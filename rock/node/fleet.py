@@ -240,12 +240,16 @@ class Fleet:
         made = plan(
             states,
             list(self._queue.order()),
-            slots=self.config.max_starting - counts[SandboxState.STARTING],
+            slots=self.config.max_starting - counts[SandboxState.STARTING] + self._awaiting_images(),
             room=self.config.capacity - sum(counts.values()),
             refills=refills,
         )
         self._refills.spend(made.refills)
         return made
+
+    def _awaiting_images(self) -> int:
+        starting = (record for record in self.records.values() if record.state is SandboxState.STARTING)
+        return sum(record.awaits_image for record in starting)
 
     def _pool_state(self, pool: Pool, now: float) -> PoolState:
         target = pool.sizer.target(now, may_grow=self.memory_share < self.config.crowded_at)

@@ -19,11 +19,20 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from rock.domain.clock import Clock
-from rock.domain.errors import ImageNotFound, InvalidRequest, Quarantined, RockError, RuntimeUnavailable, StorageError
+from rock.domain.errors import (
+    ImageNotFound,
+    InvalidRequest,
+    Quarantined,
+    RockError,
+    RuntimeUnavailable,
+    StorageError,
+    TaskQuarantined,
+)
 from rock.domain.quarantine import Book, Entry, Verdict
 from rock.domain.sandbox import SandboxState
 from rock.node.config import NodeConfig
 from rock.node.record import Pool, Record
+from rock.runtimes.task_images import is_task_image
 from rock.wire.models import Evidence, QuarantineView, SandboxSpec
 
 log = logging.getLogger(__name__)
@@ -95,7 +104,8 @@ class ImageQuarantine:
         entry = entry or self._book.refuses(pool.digest, self._clock.now())
         failures, reason = (entry.failures, entry.reason) if entry else (0, "")
         minutes = max(1, round(((entry.until or 0.0) - self._clock.now()) / 60)) if entry else 0
-        return Quarantined(
+        kind = TaskQuarantined if is_task_image(pool.spec.image) else Quarantined
+        return kind(
             f"{name_of(pool.spec)} is in quarantine on node {self._config.name}: {failures} sandboxes in a row "
             f"failed, the last one: {reason}",
             hint=f"Mend it, then `rock quarantine clear {pool.digest}`. It is tried again by itself in {minutes} min.",
@@ -175,6 +185,8 @@ class QuarantineNote:
 
 
 def name_of(spec: SandboxSpec) -> str:
+    if spec.env and is_task_image(spec.image):
+        return f"environment {spec.env!r} in image {spec.image!r}"
     return f"environment {spec.env!r}" if spec.env else f"image {spec.image!r}"
 
 

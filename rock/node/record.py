@@ -45,6 +45,8 @@ class Record:
     ready_at: float = 0.0
     image_version: str = ""
     """What its image's name stood for when it was started."""
+    awaits_image: bool = False
+    """Its image is being looked up, fetched or made: that takes none of the places for starts."""
     survived: bool = False
     """It has lived long enough to speak for its image."""
     grant: Grant | None = None

@@ -15,6 +15,7 @@ from typing import Any
 
 from rock.domain.errors import (
     DeadlineExceeded,
+    ImageBuildFailed,
     ImageNotFound,
     InvalidRequest,
     RockError,
@@ -43,6 +44,8 @@ _OVER = frozenset({_S.RELEASED, _S.FAILED})
 _MAX_REMOVING = 16
 _PACE_EVERY_S = 1.0
 _RUNTIME_TIMEOUT_S = 30.0
+# An image that is here is found in milliseconds.
+_TELL_OF_IMAGE_S = 1.0
 
 
 class Supervisor:
@@ -150,8 +153,9 @@ class Supervisor:
         record.health.heard_at = asyncio.get_running_loop().time()
         try:
             limit_s = self._config.start_timeout_s
+            await self._have_image(record)
             client = await starting.start(self._runtime, pool, record, limit_s, self._launches)
-        except (ImageNotFound, InvalidRequest) as error:
+        except (ImageNotFound, InvalidRequest, ImageBuildFailed) as error:
             pool.image_version = None
             self._fleet.fail(record, await self.detector.evidence(record, None, "start_failed", str(error)), error)
             self._fleet.refuse_waiting(pool, error)
@@ -162,6 +166,30 @@ class Supervisor:
             self._fleet.became_ready(record, self._fleet.clock.now() - began_at)
         finally:
             self.wake()
+
+    async def _have_image(self, record: Record) -> None:
+        """Look it up, and have it fetched and made if it must be: minutes, of which events tell. Raises ImageNotFound,
+        ImageBuildFailed, RuntimeUnavailable."""
+        pool, image = self._fleet.pool_of(record), record.spec.image
+        if pool.image_version is not None:
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        telling = loop.call_later(
+            _TELL_OF_IMAGE_S, self._fleet.emit, "image.making", image, f"for sandbox {record.id}; the log tells more"
+        )
+        record.awaits_image = True
+        self.wake()
+        try:
+            pool.image_version = await self._runtime.ensure_image(image)
+        except ImageBuildFailed as error:
+            self._fleet.emit("image.failed", image, str(error))
+            raise
+        finally:
+            record.awaits_image = False
+            telling.cancel()
+        if (took_s := loop.time() - began) > _TELL_OF_IMAGE_S:
+            self._fleet.emit("image.made", image, f"in {took_s:.1f} s")
 
     async def _start_failed(self, record: Record, error: RockError | OSError) -> None:
         cause = "start_timeout" if isinstance(error, DeadlineExceeded) else "start_failed"

@@ -18,6 +18,7 @@ import psutil
 
 from rock.domain.errors import ImageBuildFailed, StorageError
 from rock.guest import env as env_protocol
+from rock.runtimes import task_images
 from rock.runtimes.bundles import Bundle, EnvCatalog, Environment
 from rock.runtimes.docker import PYTHON
 from rock.runtimes.images import build_image, docker_client, ensure_base_image, is_current
@@ -69,6 +70,7 @@ def _build_bundle(catalog: EnvCatalog, environment: Environment, target: Path, q
         _install(catalog, environment, temporary / "site", say)
         (temporary / "data").mkdir()
         _prepare(environment, temporary, quick, say)
+        task_images.read(temporary)
         _open_to_all(temporary)
         if target.is_dir():  # built before and forced, or by another process at the same time
             target.rename(temporary / ".replaced")
@@ -177,17 +179,21 @@ def _build_image(environment: Environment, bundle: Bundle, force: bool, say: OnL
             say(f"The image {bundle.image} is up to date.")
             return
     base = ensure_base_image(on_line=say)
-    own = environment.directory / "Dockerfile"
-    dockerfile = own.read_text(encoding="utf-8") if own.is_file() else _GENERATED_DOCKERFILE
     build_image(
         bundle.image,
         environment.directory,
-        dockerfile_text=dockerfile,
+        dockerfile_text=dockerfile_of(environment),
         extra={"bundle": bundle.directory},
         build_args={"BASE": base},
         on_line=say,
     )
     say(f"Built the image {bundle.image}.")
+
+
+def dockerfile_of(environment: Environment) -> str:
+    """Its own, else one that only adds the bundle."""
+    own = environment.directory / "Dockerfile"
+    return own.read_text(encoding="utf-8") if own.is_file() else _GENERATED_DOCKERFILE
 
 
 def _run(

@@ -1,7 +1,8 @@
 """Environments on disk: find them, build their bundles, and say how a sandbox of one is made.
 
 A bundle is everything an environment needs beside Python: ``src/`` (its package), ``site/`` (its requirements),
-``data/`` (what its ``prepare`` wrote) and ``tasks.json``. It is built under a temporary name and renamed, so a crash
+``data/`` (what its ``prepare`` wrote) and ``tasks.json``; tasks that are played in images of their own are
+:mod:`rock.runtimes.task_images`'. It is built under a temporary name and renamed, so a crash
 leaves nothing half done, and it is named by the digest of what it was built from. Docker gets it as an image,
 bubblewrap as a read-only directory; inside it is always /opt/rock/env.
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rock.domain.errors import ImageNotFound, InvalidRequest, NotFound
+from rock.runtimes import task_images
 from rock.runtimes.docker import PYTHON
 from rock.runtimes.manifest import FILE, EnvManifest, read_manifest
 from rock.wire.models import EnvView, PoolSize, SandboxSpec
@@ -68,6 +70,10 @@ class Bundle:
     @property
     def image(self) -> str:
         return f"{IMAGE_PREFIX}{self.name}:{self.digest}"
+
+    def images(self) -> list[str]:
+        """Its own and those of tasks that have one, made or not."""
+        return [self.image, *(f"{IMAGE_PREFIX}{self.name}:{one.tag}" for one in task_images.all_of(self.directory))]
 
     def tasks(self) -> dict[str, list[str]]:
         path = self.directory / "tasks.json"
@@ -147,7 +153,7 @@ class EnvCatalog:
             image=bundle.image if bundle else "",
             bundle_digest=bundle.digest if bundle else "",
             splits={split: len(tasks) for split, tasks in bundle.tasks().items()} if bundle else {},
-            loosened=self._spec(environment, bundle).loosened,
+            loosened=self._loosened(environment, bundle),
             build_detail=detail,
             episode_s=manifest.deadlines.episode_s,
             scoring_s=manifest.deadlines.scoring_s,
@@ -155,6 +161,7 @@ class EnvCatalog:
             objectives={what.removesuffix("_s"): seconds for what, seconds in manifest.objectives.model_dump().items()},
             snapshot_every=manifest.snapshot.every_steps if manifest.recovery == "snapshot" else 0,
             judge=manifest.judge,
+            task_images=len(task_images.read(bundle.directory)) if bundle else 0,
         )
 
     def tasks(self, name: str, split: str = "") -> list[str]:
@@ -171,6 +178,29 @@ class EnvCatalog:
     def spec(self, name: str) -> SandboxSpec:
         """How a sandbox of the environment is made. Raises NotFound, ImageNotFound (not yet built)."""
         return self._spec(self.get(name), self.require_built(name))
+
+    def task_spec(self, name: str, task: str) -> SandboxSpec | None:
+        """The same of a task that is played in an image of its own; None if it is played in the environment's.
+
+        Raises as :meth:`spec`, and ImageBuildFailed (the bundle's images.json).
+        """
+        environment, bundle = self.get(name), self.require_built(name)
+        image = task_images.task_image(bundle.directory, task)
+        if image is None:
+            return None
+        spec = self._spec(environment, bundle)
+        user = environment.manifest.task_images.user or spec.user
+        return spec.model_copy(update={"image": f"{IMAGE_PREFIX}{name}:{image.tag}", "user": user})
+
+    def task_of(self, image: str) -> tuple[Bundle, task_images.TaskImage] | None:
+        """The bundle and the task that ``rock-env-<name>:<tag>`` is the image of; None if there is none (any more)."""
+        name, _, tag = image.removeprefix(IMAGE_PREFIX).partition(":")
+        digest = tag.partition("-")[0]
+        directory = self.bundle_dir(f"{IMAGE_PREFIX}{name}:{digest}") if image.startswith(IMAGE_PREFIX) else None
+        if directory is None or digest == tag:
+            return None
+        found = next((one for one in task_images.all_of(directory) if one.tag == tag), None)
+        return (Bundle(name, digest, False, directory), found) if found is not None else None
 
     def pool_size(self, name: str) -> PoolSize:
         return self.get(name).manifest.pool.size()
@@ -198,6 +228,14 @@ class EnvCatalog:
             read_only=manifest.sandbox.read_only,
             user=manifest.sandbox.user,
         )
+
+    def _loosened(self, environment: Environment, bundle: Bundle | None) -> tuple[str, ...]:
+        """Of its own sandboxes, and of those of tasks with an image of their own."""
+        spec = self._spec(environment, bundle)
+        user = environment.manifest.task_images.user
+        if bundle is None or not user or not task_images.read(bundle.directory):
+            return spec.loosened
+        return tuple(dict.fromkeys((*spec.loosened, *spec.model_copy(update={"user": user}).loosened)))
 
     def _directories(self) -> Iterator[tuple[Path, str]]:
         """Directories that hold an env.toml, each with its package if that is known."""

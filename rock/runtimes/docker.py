@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import requests
 from docker.api import APIClient
@@ -26,6 +26,7 @@ from docker.types import LogConfig, Ulimit
 from rock.domain.detection import Look, Seen
 from rock.domain.errors import ImageNotFound, InvalidRequest, RockError, RuntimeUnavailable
 from rock.runtimes import docker_snapshots
+from rock.runtimes.background import in_daemon_thread
 from rock.runtimes.base import Availability, Observed, RuntimeEvent
 from rock.runtimes.cgroups import docker_groups, oom_kills_in
 from rock.runtimes.docker_daemon import CALL_TIMEOUT_S, THREADS, check_docker, new_client, translated
@@ -55,17 +56,37 @@ LABEL_SNAPSHOT = "rock.snapshot"
 """On an image that was made of a sandbox: the lease it is kept for."""
 
 
+class ImageMaker(Protocol):
+    """Makes images that are not here yet: :class:`rock.runtimes.making.TaskImageMaker`."""
+
+    def knows(self, image: str) -> bool: ...
+
+    def make(self, image: str) -> bool:
+        """Blocking, minutes. Raises ImageNotFound, ImageBuildFailed, RuntimeUnavailable."""
+        ...
+
+
 class DockerRuntime:
     """``instance``: the platform's id; only its containers are ours. Without ``base_url`` DOCKER_HOST decides.
 
     ``node``: nodes that share an engine see their own containers only; empty: those of every node of the instance.
+    ``maker``: makes the images that it knows when they are first needed.
     """
 
     name = "docker"
     default_image = BASE_TAG
 
-    def __init__(self, instance: str, *, node: str = "", home: Path | None = None, base_url: str | None = None) -> None:
+    def __init__(
+        self,
+        instance: str,
+        *,
+        node: str = "",
+        home: Path | None = None,
+        base_url: str | None = None,
+        maker: ImageMaker | None = None,
+    ) -> None:
         self.instance = instance
+        self._maker = maker
         self._labels = {LABEL_INSTANCE: instance, **({LABEL_NODE: node} if node else {})}
         self._home_dir = home
         self._home = {LABEL_HOME: str(home)} if home else {}
@@ -81,6 +102,12 @@ class DockerRuntime:
         return await self._in_thread(check_docker, self._base_url)
 
     async def ensure_image(self, image: str) -> str:
+        try:
+            return await self._call(self._ensure_image, image)
+        except ImageNotFound:
+            if self._maker is None or not await self._in_thread(self._maker.knows, image):
+                raise
+        await in_daemon_thread(self._maker.make, image)
         return await self._call(self._ensure_image, image)
 
     async def start(self, sandbox_id: str, spec: SandboxSpec, shared_dir: Path) -> str:

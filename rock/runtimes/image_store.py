@@ -14,17 +14,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 from docker.utils.build import exclude_paths
 
 from rock.domain.errors import Conflict, ImageNotFound, InvalidRequest
 from rock.domain.eviction import Kept, to_evict
 from rock.runtimes.image_uses import used_at_s
 from rock.runtimes.images import LABEL_OURS, docker_client, ensure_base_image, has_image
+from rock.runtimes.pulling import pull
 
 _TIMEOUT_S = 120.0
-_PULL_SILENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +86,10 @@ def remove(tag: str) -> None:
 
 def prefetch(tag: str, on_line: Callable[[str], None]) -> bool:
     """Fetch ``tag`` from its registry; False if it is here already. Blocking, minutes. Raises ImageNotFound."""
-    with docker_client(_PULL_SILENCE_S) as api:
+    with docker_client(_TIMEOUT_S) as api:
         if has_image(api, tag):
             return False
-        repository, _, version = tag.rpartition(":") if ":" in tag.rpartition("/")[2] else (tag, "", "latest")
-        try:
-            seen = ""
-            for event in api.pull(repository, tag=version, stream=True, decode=True):
-                if "error" in event:
-                    raise ImageNotFound(f"{tag} cannot be fetched: {event['error']}", hint="Check its name.")
-                if (line := str(event.get("status", ""))) != seen:
-                    on_line(line)
-                    seen = line
-        except (DockerException, requests.RequestException) as error:
-            raise ImageNotFound(
-                f"{tag} cannot be fetched: no registry gave it.",
-                hint="Check its name and that the registry can be reached, or build it: rock image build",
-                cause=str(error),
-            ) from error
+    pull(tag, on_line)
     return True
 
 

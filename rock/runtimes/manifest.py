@@ -103,6 +103,13 @@ class SandboxSection(_Section):
     environ: dict[str, str] = Field(default_factory=dict)
 
 
+class TaskImagesSection(_Section):
+    """For tasks that are played in an image of their own."""
+
+    user: str = ""
+    """Instead of ``[sandbox] user``: in such images the files often belong to root."""
+
+
 class EnvManifest(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
     version: str
@@ -118,6 +125,7 @@ class EnvManifest(_Section):
     objectives: ObjectivesSection = ObjectivesSection()
     sandbox: SandboxSection = SandboxSection()
     snapshot: SnapshotSection = SnapshotSection()
+    task_images: TaskImagesSection = TaskImagesSection()
 
 
 def read_manifest(directory: Path) -> EnvManifest:

@@ -7,8 +7,10 @@ from pathlib import Path
 from rock.domain.errors import InvalidRequest, RuntimeUnavailable
 from rock.runtimes.base import Availability, Runtime
 from rock.runtimes.bubblewrap import BubblewrapRuntime
+from rock.runtimes.bundles import EnvCatalog
 from rock.runtimes.docker import DockerRuntime
 from rock.runtimes.fake import FakeRuntime
+from rock.runtimes.making import TaskImageMaker
 
 RUNTIMES = ("docker", "bubblewrap", "fake")
 _AUTOMATIC = ("docker", "bubblewrap")
@@ -20,7 +22,7 @@ def make_runtime(name: str, instance: str, home: Path, node: str = "") -> Runtim
     ``node``: what it starts carries the node's name, and it sees nothing else; empty: all nodes of the instance.
     """
     if name == "docker":
-        return DockerRuntime(instance, node=node, home=home)
+        return DockerRuntime(instance, node=node, home=home, maker=TaskImageMaker(EnvCatalog(home)))
     if name == "bubblewrap":
         return BubblewrapRuntime(instance, home, node=node)
     if name == "fake":

@@ -157,6 +157,7 @@ class Rock:
         """
         request = lease_request(
             env=name,
+            task=task,
             ttl_s=ttl_s,
             needs_s=needs_s,
             wait_s=wait_s,
@@ -540,6 +541,7 @@ def lease_request(
     image: str = "",
     *,
     env: str = "",
+    task: str = "",
     spec: SandboxSpec | None = None,
     limits: Limits | None = None,
     environ: Mapping[str, str] | None = None,
@@ -559,6 +561,7 @@ def lease_request(
             spec = SandboxSpec(image=image, limits=limits or Limits(), environ=dict(environ or {}))
         return LeaseRequest(
             env=env,
+            task=task,
             image=image or (spec.image if spec else ""),
             spec=spec,
             run_id=run_id,

@@ -346,7 +346,12 @@ class HeldLease:
         if self._lease is not lease:
             raise LeaseExpired("The session was closed while it recovered.")
         self._lease = found.model_copy(
-            update={"token": lease.token, "snapshot_every": lease.snapshot_every, "judge": lease.judge}
+            update={
+                "token": lease.token,
+                "snapshot_every": lease.snapshot_every,
+                "judge": lease.judge,
+                "task": lease.task,
+            }
         )
         self.lost = None
         try:

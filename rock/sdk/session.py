@@ -13,7 +13,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
-from rock.domain.errors import Conflict, DeadlineExceeded, InvalidAction, InvalidRequest, Quarantined, RockError
+from rock.domain.errors import (
+    Conflict,
+    DeadlineExceeded,
+    ImageBuildFailed,
+    InvalidAction,
+    InvalidRequest,
+    RockError,
+    TaskQuarantined,
+)
 from rock.domain.errors import EnvironmentError as EnvironmentFailed
 from rock.sdk.hedging import Hedge, ResetTimes
 from rock.sdk.journal import Journal
@@ -121,11 +129,18 @@ class EnvSession:
 
         Raises: NotFound (caller: no such environment), ImageNotFound (caller: it has not been built),
         CapacityExceeded (platform: no sandbox within ``wait_s``), RuntimeUnavailable, PlatformUnavailable,
-        SandboxLost (platform); InvalidRequest (caller: it is to recover by snapshots, and is not made for it).
+        SandboxLost (platform); InvalidRequest (caller: it is to recover by snapshots, and is not made for it);
+        ImageBuildFailed (environment: the task's own image can neither be fetched nor made), and TaskQuarantined
+        (environment) when that, or its sandbox, failed again and again.
         """
         self._journal.begin(self.task, self.seed, self.options)
         self._next_seq = None
-        await self._seat.open()
+        began = time.monotonic()
+        try:
+            await self._seat.open()
+        except ImageBuildFailed as error:
+            await self._report_failure(error, "has no image", time.monotonic() - began)
+            raise
 
     async def close(self) -> None:
         """Give the sandbox back; it is removed. Again, or without a lease, it does nothing. Never takes longer than
@@ -188,11 +203,17 @@ class EnvSession:
     ) -> Reset:
         """Start the episode of (task, seed, options); what is not given stays as it was.
 
-        Raises: NotFound (caller: no such task); EnvironmentError (environment: its own code raised), and Quarantined
-        (environment) when it did so again and again at this task;
+        Raises: NotFound (caller: no such task); EnvironmentError (environment: its own code raised), and
+        TaskQuarantined (environment) when it did so again and again at this task; InvalidRequest (caller: the sandbox
+        has the image of another task);
         SandboxLost (platform: the sandbox died, its evidence is in ``cause``, and no other took its place);
         DeadlineExceeded (platform: not within ``timeout_s``); LeaseExpired (caller: the session is not open).
         """
+        if task is not None and (only := self.lease.task) not in ("", task):
+            raise InvalidRequest(
+                f"this sandbox has the image of task {only!r}, and {task!r} cannot be played in it",
+                hint="Open a session for each task (in a recipe: rollout.episodes_per_sandbox=1).",
+            )
         self.task = self.task if task is None else task
         self.seed = self.seed if seed is None else seed
         self.options = self.options if options is None else dict(options)
@@ -205,26 +226,29 @@ class EnvSession:
             try:
                 value = await self._numbered(0, self._reset(timeout_s or self._patience.reset_s))
             except EnvironmentFailed as error:
-                if await self._in_quarantine(error, time.monotonic() - began):
-                    raise Quarantined(
-                        f"task {self.task!r} of {self.name!r} cannot be reset, again and again: {error.message}",
-                        hint=f"Leave it out, or mend it and `rock quarantine clear {self.name}/{self.task}`.",
-                        cause=error.cause,
-                    ) from error
+                await self._report_failure(error, "cannot be reset", time.monotonic() - began)
                 raise
             self._journal.was_reset(value)
         return Reset(value["observation"], value["info"])
 
-    async def _in_quarantine(self, error: RockError, elapsed_s: float) -> bool:
-        """Tell the platform of the failure; True if the task is in quarantine by now. That the platform does not hear
-        of it changes nothing for whoever met it."""
+    async def _report_failure(self, error: RockError, what: str, elapsed_s: float) -> None:
+        """Tell the platform of it; that it does not hear of it changes nothing for whoever met it.
+
+        Raises TaskQuarantined if the task is in quarantine by now.
+        """
         if self._report is None or not self.task:
-            return False
+            return
+        quarantined = False
         with suppress(RockError, TimeoutError):
             async with asyncio.timeout(_REPORT_TIMEOUT_S):
                 reason = f"{error.message} {error.cause}".strip()
-                return await self._report(self.name, self.task, reason, elapsed_s) is not None
-        return False
+                quarantined = await self._report(self.name, self.task, reason, elapsed_s) is not None
+        if quarantined:
+            raise TaskQuarantined(
+                f"task {self.task!r} of {self.name!r} {what}, again and again: {error.message}",
+                hint=f"Leave it out, or mend it and `rock quarantine clear {self.name}/{self.task}`.",
+                cause=error.cause,
+            ) from error
 
     async def step(self, action: Any, *, timeout_s: float | None = None) -> Step:
         """Act once. After DeadlineExceeded the same action may be given again: it acts once all the same.

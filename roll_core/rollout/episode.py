@@ -236,8 +236,10 @@ def void_cause(error: RockError, doing: str) -> VoidCause | None:
         # The recipe's faults (environment, task, key) show when a sandbox is taken or reset. Later ones mean that
         # what was held is no longer there.
         return VoidCause.LEASE_LOST if doing in ("step", "generate") else None
+    if isinstance(error, errors.TaskQuarantined):
+        return VoidCause.QUARANTINED
     if isinstance(error, errors.Quarantined):
-        return VoidCause.QUARANTINED if doing == "reset" else VoidCause.PLATFORM  # the image: no task can be played
+        return VoidCause.PLATFORM  # the environment's image: no task can be played
     if error.fault is Fault.ENVIRONMENT:
         return VoidCause.RESET_FAILED if doing == "reset" else VoidCause.ENVIRONMENT_ERROR
     if isinstance(error, errors.SandboxLost):

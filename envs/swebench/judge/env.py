@@ -1,4 +1,4 @@
-"""One submission, judged: reset unpacks the repository, the only step applies a patch and runs the hidden tests.
+"""One submission, judged: reset lays the repository out, the only step applies a patch and runs the hidden tests.
 
 A sandbox judges one submission, so nothing of another is in it. The reference solution is not in it either, so that a
 patch cannot fetch it while it is tested. That the tests did not even begin is the judge's failure: it raises and the
@@ -43,7 +43,7 @@ class JudgeEnv(Env):
             ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
     def reset(self, task: str, seed: int, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Unpack the repository of ``task``. KeyError for an unknown one, ValueError for an unknown option."""
+        """Lay out the repository of ``task``. KeyError for an unknown one, ValueError for an unknown option."""
         if unknown := set(options) - {"tests_s"}:
             raise ValueError(f"Unknown option {', '.join(sorted(unknown))}; expected tests_s.")
         path = self._data / "rows" / f"{task}.json"
@@ -51,7 +51,7 @@ class JudgeEnv(Env):
             raise KeyError(f"{task!r} is no task here; expected an instance id of the data set.")
         self._row = parse_row(json.loads(path.read_text(encoding="utf-8")), path.name)
         self._tests_s = float(options.get("tests_s", TESTS_S))
-        testbed.unpack(self._data / "testbeds" / f"{task}.tar.gz", self._root)
+        testbed.lay_out(self._data, task, self._root)
         return f"Submit a patch for {task}.", {}
 
     def step(self, action: Any) -> StepResult:

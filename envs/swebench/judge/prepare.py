@@ -1,8 +1,12 @@
 """``python -m envs.swebench.judge.prepare --out DIR [--data PATH] [--quick]``: what the judge's image needs.
 
-``--data``, else ``$SWEBENCH_DATA``, is a directory as ``rock env make-swe`` writes it: ``rows.jsonl``,
-``testbeds/INSTANCE.tar.gz`` and ``site/``. Written are DIR/tasks.json and DIR/data with the rows, **without their
-reference solutions**, the repositories, and what their tests import. ``--quick``: six instances.
+``--data``, else ``$SWEBENCH_DATA``, is a directory as ``rock env make-swe`` writes it (``rows.jsonl``,
+``testbeds/INSTANCE.tar.gz`` and ``site/``), or a file or directory of rows of SWE-bench or its relatives. Written are
+DIR/tasks.json and DIR/data with the rows, **without their reference solutions**, the repositories, and what their tests
+import. ``--quick``: six instances.
+
+An instance without an archive is played in its official image: DIR/images.json names it, and DIR/task-data/INSTANCE
+holds what only its sandbox gets.
 """
 
 from __future__ import annotations
@@ -12,51 +16,64 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from envs.swebench.judge.grading import parsers
-from envs.swebench.judge.rows import Row, RowError, read_rows
+from envs.swebench.judge.older import completed
+from envs.swebench.judge.rows import Row, RowError, image_name, read_rows
 
 QUICK = 6
 _FIELDS = {"fail_to_pass": "FAIL_TO_PASS", "pass_to_pass": "PASS_TO_PASS"}
 
 
 def instances(data: Path, *, quick: bool) -> list[Row]:
-    """The rows that can be played. Raises RowError naming what one lacks."""
-    rows = read_rows(data / "rows.jsonl")
-    for row in rows:
-        if not row.runnable:
-            raise RowError(
-                f"{row.instance_id} has no eval_script and log_parser; expected a row of SWE-bench's 5.x format."
-            )
-        if not (data / "testbeds" / f"{row.instance_id}.tar.gz").is_file():
-            raise RowError(f"{data} has no testbeds/{row.instance_id}.tar.gz; expected the repository of every row.")
+    """The rows of the data set. Raises RowError."""
+    file = data / "rows.jsonl"
+    rows = read_rows(file if file.is_file() else data)
     return rows[:QUICK] if quick else rows
 
 
-def copy_repositories(data: Path, rows: list[Row], target: Path) -> None:
-    """The repositories of ``rows``, and what their tests import, into ``target``."""
+def has_archive(data: Path, row: Row) -> bool:
+    """Whether the repository is in the data set, and not in an image of the instance's own."""
+    return (data / "testbeds" / f"{row.instance_id}.tar.gz").is_file()
+
+
+def write(out: Path, folder: str, row: Row, content: Mapping[str, object], *, own_image: bool) -> None:
+    """What a sandbox finds as ``data/FOLDER/INSTANCE.json``: that of ``row`` alone, if it has an image of its own."""
+    target = (out / "task-data" / row.instance_id if own_image else out / "data") / folder
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f"{row.instance_id}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_environment(data: Path, rows: list[Row], out: Path) -> None:
+    """The repositories of ``rows`` and what their tests import, or the names of their images."""
+    with_archive = [row for row in rows if has_archive(data, row)]
+    target = out / "data"
     (target / "testbeds").mkdir(parents=True, exist_ok=True)
-    for row in rows:
+    for row in with_archive:
         name = f"{row.instance_id}.tar.gz"
         shutil.copyfile(data / "testbeds" / name, target / "testbeds" / name)
-    if (data / "site").is_dir():
+    if with_archive and (data / "site").is_dir():
         shutil.copytree(data / "site", target / "site", dirs_exist_ok=True)
+    images = {
+        row.instance_id: list(dict.fromkeys((row.image, image_name(row.instance_id, namespace=""))))
+        for row in rows
+        if row not in with_archive
+    }
+    (out / "images.json").write_text(json.dumps(images, indent=1) + "\n", encoding="utf-8")
 
 
 def prepare(out: Path, data: Path, *, quick: bool = False) -> list[str]:
     """Write the judge's data under ``out``; returns the instance ids. Raises RowError."""
-    rows = instances(data, quick=quick)
+    rows = completed(instances(data, quick=quick))
     if unknown := {row.log_parser for row in rows} - set(parsers()):
         raise RowError(f"log_parser {', '.join(sorted(unknown))} is unknown; expected {', '.join(sorted(parsers()))}.")
-    target = out / "data"
-    (target / "rows").mkdir(parents=True, exist_ok=True)
     for row in rows:
         fields = {_FIELDS.get(name, name): value for name, value in asdict(row).items()}
-        hidden = fields | {"patch": "(not here)"}
-        (target / "rows" / f"{row.instance_id}.json").write_text(json.dumps(hidden), encoding="utf-8")
-    copy_repositories(data, rows, target)
+        write(out, "rows", row, fields | {"patch": "(not here)"}, own_image=not has_archive(data, row))
+    write_environment(data, rows, out)
     ids = [row.instance_id for row in rows]
     (out / "tasks.json").write_text(json.dumps({"test": ids}, indent=1) + "\n")
     return ids
@@ -71,7 +88,8 @@ def arguments(prog: str, argv: list[str] | None) -> tuple[Path, Path, bool]:
     args = parser.parse_args(argv)
     if not args.data:
         raise RowError(
-            "No data: set SWEBENCH_DATA to a directory that `rock env make-swe PACKAGE==VERSION --out DIR` wrote."
+            "No data: set SWEBENCH_DATA to a directory that `rock env make-swe PACKAGE==VERSION --out DIR` wrote, "
+            "or to a file or directory of SWE-bench's rows."
         )
     return args.out, Path(args.data).expanduser().absolute(), args.quick
 

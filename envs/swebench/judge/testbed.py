@@ -1,4 +1,8 @@
-"""The repository under /testbed, and commands in it. Standard library only: the agent's side uses it as well."""
+"""The repository under /testbed, and commands in it. Standard library only: the agent's side uses it as well.
+
+It comes out of an archive in the data, or it is the image's own, as in the official images. Those bring a conda
+environment as well, in which commands are to run.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/testbed")
+CONDA = Path("/opt/miniconda3")
+_CONDA_ENV = "testbed"
+_ACTIVATE_S = 60.0
 _READ_BYTES = 1 << 16
 
 
@@ -25,6 +32,32 @@ class Ran:
     exit_code: int
     output: str
     timed_out: bool
+
+
+def lay_out(data: Path, task: str, root: Path = ROOT) -> bool:
+    """Make ``root`` the repository of ``task``; whether it is the image's own.
+
+    Raises RuntimeError when there is neither an archive in ``data`` nor a repository.
+    """
+    archive = data / "testbeds" / f"{task}.tar.gz"
+    if archive.is_file():
+        unpack(archive, root)
+        return False
+    if not (root / ".git").exists():
+        raise RuntimeError(f"{task} has no repository: neither {archive} nor {root / '.git'} exists in this image.")
+    return True
+
+
+def conda_environ(conda: Path = CONDA) -> Mapping[str, str] | None:
+    """The variables of the image's conda environment, activated; None where it has none. Raises RuntimeError."""
+    if not (conda / "envs" / _CONDA_ENV).is_dir():
+        return None
+    script = f'source "{conda}/bin/activate" && conda activate {_CONDA_ENV} && env -0'
+    ran = run(["bash", "-c", script], cwd=Path("/"), timeout_s=_ACTIVATE_S, max_bytes=1 << 20)
+    if ran.exit_code != 0:
+        raise RuntimeError(f"the environment {_CONDA_ENV!r} of {conda} cannot be activated: {ran.output[-500:]}")
+    found = (entry.partition("=") for entry in ran.output.split("\0") if "=" in entry)
+    return {name: value for name, _, value in found}
 
 
 def unpack(archive: Path, root: Path = ROOT) -> None:
@@ -38,14 +71,17 @@ def unpack(archive: Path, root: Path = ROOT) -> None:
         tar.extractall(root, filter="data")
 
 
-def run(argv: Sequence[str], *, cwd: Path, timeout_s: float, max_bytes: int) -> Ran:
+def run(
+    argv: Sequence[str], *, cwd: Path, timeout_s: float, max_bytes: int, environ: Mapping[str, str] | None = None
+) -> Ran:
     """Run to the end, or kill after ``timeout_s``; nothing that it started in its process group lives on.
 
-    Of longer output than ``max_bytes`` the first and the last half are kept.
+    Of longer output than ``max_bytes`` the first and the last half are kept. ``environ``: in the place of our own.
     """
     process = subprocess.Popen(
         argv,
         cwd=cwd,
+        env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -24,6 +24,8 @@ class EnvView(Message):
     """Steps between two snapshots, for one that recovers by them."""
     judge: str = ""
     """The environment that judges its submissions, in a sandbox of its own; empty: it gives rewards itself."""
+    task_images: int = 0
+    """Tasks that are played in an image of their own; all others are in ``image``."""
     episode_s: float = 0.0
     """Deadlines the environment declares for a whole episode, its scoring and its clean-up; 0: none."""
     scoring_s: float = 0.0

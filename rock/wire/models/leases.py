@@ -29,6 +29,8 @@ class LeaseRequest(Message):
     recovery: Recovery | None = None
     """What happens when the sandbox is lost: null takes the environment's word; a plain sandbox has none. With
     ``replay`` or ``snapshot`` the lease lives on: it is bound to another sandbox under the next epoch."""
+    task: str = ""
+    """What is to be played: an environment may have an image for each of its tasks. Empty: its own image."""
     needs_s: Annotated[float, Field(ge=0)] = 0.0
     """How long its holder may hold it at most; 0: no limit. Refused if shorter than the environment's deadlines
     (episode, scoring and clean-up) add up to."""
@@ -129,3 +131,6 @@ class LeaseView(Message):
     judge: str = ""
     """The environment that gives this one's rewards; empty: it gives them itself. Only in the answer to the lease's
     creation."""
+    task: str = ""
+    """The only task that can be played in this sandbox, whose image it has; empty: any. Only in the answer to the
+    lease's creation."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rock.domain.errors import EnvironmentError as EnvironmentFailed
-from rock.domain.errors import Quarantined
+from rock.domain.errors import Quarantined, TaskQuarantined
 from rock.domain.outcome import LedgerState, Void, VoidCause
 from roll_core.rollout.episode import void_cause
 from roll_core.rollout.machine import MachineSettings, RolloutMachine
@@ -46,6 +46,7 @@ def test_the_others_come_in_the_order_they_would_have_come_in(left_out: set[str]
 
 
 def test_a_quarantined_task_and_a_quarantined_image_are_told_apart() -> None:
-    assert void_cause(Quarantined("task"), "reset") is VoidCause.QUARANTINED
-    assert void_cause(Quarantined("image"), "lease") is VoidCause.PLATFORM
+    assert void_cause(TaskQuarantined("task"), "reset") is VoidCause.QUARANTINED
+    assert void_cause(TaskQuarantined("the task's image"), "open") is VoidCause.QUARANTINED
+    assert void_cause(Quarantined("the environment's image"), "open") is VoidCause.PLATFORM
     assert void_cause(EnvironmentFailed("once"), "reset") is VoidCause.RESET_FAILED

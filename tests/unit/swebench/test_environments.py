@@ -38,6 +38,11 @@ def test_the_reference_solution_is_resolved(bed: Any):
     assert (observation, reward) == ("resolved: 1 of 1 failing tests pass, 3 of 3 passing tests still do", 1.0)
 
 
+def test_a_reference_solution_may_end_in_an_empty_line_of_context(bed: Any):
+    row = parse_row({**bed.row, "patch": "--- a/calc.py\n+++ b/calc.py\n@@ -5,2 +5,2 @@\n-x\n+y\n \n"})
+    assert expert_actions(row)[0].split("\n")[-3:] == ["+y", " ", "END_OF_THE_PATCH"]
+
+
 def test_doing_nothing_is_not(bed: Any):
     observation, reward, _ = verdict(bed, submission(bed.agent))
     assert (observation, reward) == ("not resolved: 0 of 1 failing tests pass, 3 of 3 passing tests still do", 0.0)
