@@ -29,7 +29,6 @@ START_TIMEOUT_S = 60.0  # a cold start reads pandas and plotly from disk: 3 s he
 STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.1
 _START_SLACK_S = 2.0
-MAIN = Path(__file__).parent / "app" / "main.py"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -124,7 +123,7 @@ def command(host: str, port: int) -> list[str]:
     # A foreign page must not reach a loopback service under a name of its own.
     pairs = [*options.items(), *(("server.allowedHosts", name) for name in hosts)]
     flags = [part for option, value in pairs for part in (f"--{option}", value)]
-    return [sys.executable, "-m", "streamlit", "run", str(MAIN), *flags]
+    return [sys.executable, "-m", "dashboard.app.serve", *flags]
 
 
 def start(host: str, port: int, platform_url: str | None) -> tuple[subprocess.Popen[bytes], Served]:

@@ -87,14 +87,16 @@ class RunSnapshot:
 
 async def run_snapshot(rock: Rock, run_id: str, previous: RunSnapshot | None) -> RunSnapshot:
     known = dict(previous.points) if previous is not None else {}
-    run, ledger, events = await asyncio.gather(
-        rock.run(run_id), rock.ledger(run_id), rock.events(limit=RUN_EVENTS, run_id=run_id)
-    )
     whole_at_s = previous.whole_at_s if previous is not None else 0.0
     if not known or time.monotonic() - whole_at_s > WHOLE_EVERY_S:
         known, whole_at_s = {}, time.monotonic()
     since = max(0, max(known) - RECHECKED_STEPS) if known else 0
-    new = await rock.metrics(run_id, since_step=since)
+    run, ledger, events, new = await asyncio.gather(
+        rock.run(run_id),
+        rock.ledger(run_id),
+        rock.events(limit=RUN_EVENTS, run_id=run_id),
+        rock.metrics(run_id, since_step=since),
+    )
     fresh = {point.step: point for point in new}
     if previous is not None and known and all(known.get(step) == point for step, point in fresh.items()):
         return RunSnapshot(run, previous.points, previous.metrics, ledger, events, whole_at_s)

@@ -15,7 +15,6 @@ ICON = LOGO.replace("0 0 150 24", "0 0 24 24")
 
 st.set_page_config(page_title="ROCK & ROLL", page_icon=ICON, layout="wide", initial_sidebar_state="collapsed")
 common.style()
-common.remember()
 st.logo(LOGO)
 st.navigation(
     [
@@ -29,3 +28,5 @@ st.navigation(
     ],
     position="top",
 ).run()
+# After the page: what others lead with must not keep this one waiting.
+common.remember()

@@ -47,11 +47,12 @@ def live() -> None:
         return
     run_id, listed = chosen
     source = common.source()
-    asked = _questions(run_id)
-    for key, ask in asked.items():
-        source.ahead(key, ask, fresh_s=SLOWER_S)
+    broke, *later = _questions(run_id).items()
+    source.ahead(*broke, fresh_s=SLOWER_S)
     reading = common.ask_run(run_id)
-    trouble, speed, fleet = (source.read(key, ask, fresh_s=SLOWER_S) for key, ask in asked.items())
+    for question in later:  # not before: the sentence waits for the run and for what broke
+        source.ahead(*question, fresh_s=SLOWER_S)
+    trouble: Reading[Trouble] = source.read(*broke, fresh_s=SLOWER_S)
     if reading.value is None:
         common.show_banner(reading, None, "")
         return
@@ -62,6 +63,7 @@ def live() -> None:
     _outcome(snap)
     _time(snap)
     _incidents(trouble, found)
+    speed, fleet = (source.read(*question, fresh_s=SLOWER_S) for question in later)
     _environments(speed, fleet)
     if fleet.value is not None:
         _fleet(fleet.value, trouble.value)
@@ -69,7 +71,7 @@ def live() -> None:
 
 
 def _questions(run_id: str) -> dict[object, Ask[Any]]:
-    """What the page asks beside the run itself, all at once: what broke, how long environments take, the fleet."""
+    """What the page asks beside the run itself: what broke, how long environments take, the fleet."""
     return {
         ("trouble", run_id): lambda rock, _: snapshots.trouble(rock, run_id),
         ("speed", run_id): lambda rock, _: snapshots.speed(rock, run_id),
