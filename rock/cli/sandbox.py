@@ -43,7 +43,7 @@ def create(
       rock exec $(rock sandbox create) python3 -c 'print(6 * 7)'
     """
     from rock.cli._client import ask
-    from rock.sdk.client import lease_request
+    from rock.sdk.requests import lease_request
 
     if env and image:
         raise typer.BadParameter("give an image or --env, not both", param_hint="--env")

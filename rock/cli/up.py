@@ -18,32 +18,41 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 RUNTIMES = ("auto", "docker", "bubblewrap", "fake")
 
 
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background.")]
+HostOption = Annotated[
+    str, typer.Option(help="Address to listen on. Elsewhere than loopback needs ROCK_KEY, or a stored key.")
+]
+PortOption = Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 for a free one.")]
+RuntimeOption = Annotated[str, typer.Option(help="auto, docker, bubblewrap or fake (for tests of the platform).")]
+DatabaseOption = Annotated[
+    str, typer.Option(help="URL of the database; none for SQLite in the state directory.", envvar="ROCK_DATABASE")
+]
+CapacityOption = Annotated[int, typer.Option(min=0, help="Sandboxes at most; 0 for what the machine can hold.")]
+PoolOption = Annotated[
+    list[str], typer.Option("--pool", metavar="NAME=N", help="Keep N sandboxes of an environment ready.")
+]
+NodesOption = Annotated[
+    int, typer.Option(min=0, max=64, help="Nodes, each a process of its own; 0 for one in the platform's process.")
+]
+RayOption = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Make every machine of this Ray cluster a node; auto for the local one.")
+]
+HomeOption = Annotated[
+    Path | None, typer.Option(help="Directory of the platform's state.", envvar="ROCK_HOME", show_default="~/.rock")
+]
+
+
 def up(
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background.")] = False,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. Elsewhere than loopback needs ROCK_KEY, or a stored key.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 for a free one.")] = 7625,
-    runtime: Annotated[
-        str, typer.Option(help="auto, docker, bubblewrap or fake (for tests of the platform).")
-    ] = "auto",
-    database: Annotated[
-        str, typer.Option(help="URL of the database; none for SQLite in the state directory.", envvar="ROCK_DATABASE")
-    ] = "",
-    capacity: Annotated[int, typer.Option(min=0, help="Sandboxes at most; 0 for what the machine can hold.")] = 0,
-    pool: Annotated[
-        list[str], typer.Option("--pool", metavar="NAME=N", help="Keep N sandboxes of an environment ready.")
-    ] = [],  # noqa: B006 - typer copies it
-    nodes: Annotated[
-        int, typer.Option(min=0, max=64, help="Nodes, each a process of its own; 0 for one in the platform's process.")
-    ] = 0,
-    ray: Annotated[
-        str,
-        typer.Option(metavar="ADDRESS", help="Make every machine of this Ray cluster a node; auto for the local one."),
-    ] = "",
-    home: Annotated[
-        Path | None, typer.Option(help="Directory of the platform's state.", envvar="ROCK_HOME", show_default="~/.rock")
-    ] = None,
+    detach: DetachOption = False,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 7625,
+    runtime: RuntimeOption = "auto",
+    database: DatabaseOption = "",
+    capacity: CapacityOption = 0,
+    pool: PoolOption = [],  # noqa: B006 - typer copies it
+    nodes: NodesOption = 0,
+    ray: RayOption = "",
+    home: HomeOption = None,
 ) -> None:
     """Start the platform on this machine: its control plane, its API and one node.
 
@@ -66,38 +75,32 @@ def up(
       ROCK_DATABASE_PASSWORD_FILE=password rock up -d --database postgresql://rock@db.example.org/rock
       rock key create me --scope admin && rock down && rock up -d --host 0.0.0.0
     """
-    from rock.cli import _daemon
-    from rock.cli._guardian import GUARDIAN_ENV
     from rock.cli._settings import Settings
     from rock.sdk.home import rock_home
     from rock.store.database import with_password
     from rock.wire.secrets import secret
 
-    pools = _pools(pool)
     if runtime not in RUNTIMES:
         raise typer.BadParameter(f"{runtime!r} is none of {', '.join(RUNTIMES)}", param_hint="--runtime")
     if nodes and ray:
         raise typer.BadParameter("nodes are either processes here or Ray's machines, not both", param_hint="--ray")
-    directory = rock_home(home)
+    directory, pools = rock_home(home), _pools(pool)
     os.environ["ROCK_HOME"] = str(directory)
-    settings = Settings(
-        home=directory,
-        host=host,
-        port=port,
-        runtime=runtime,
-        database=with_password(database, secret("ROCK_DATABASE_PASSWORD")),
-        capacity=capacity,
-        pools=pools,
-        nodes=nodes,
-        ray=ray,
-    )
+    database = with_password(database, secret("ROCK_DATABASE_PASSWORD"))
+    _run(Settings(directory, host, port, runtime, database, capacity, pools, nodes=nodes, ray=ray), detach)
+
+
+def _run(settings: Settings, detach: bool) -> None:
+    from rock.cli import _daemon
+    from rock.cli._guardian import GUARDIAN_ENV
+
     if GUARDIAN_ENV in os.environ:
         from rock.cli._server import serve
 
         serve(settings)
         return
     _refuse_open_door(settings)
-    if (running := _daemon.running_soon(directory)) is not None:
+    if (running := _daemon.running_soon(settings.home)) is not None:
         _already(running)
     elif detach:
         _start_or_find(settings)

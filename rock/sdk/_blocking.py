@@ -14,16 +14,17 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from rock.sdk._loop_thread import _LoopThread
 
 I = TypeVar("I")  # noqa: E741 - the inner object
+I_co = TypeVar("I_co", covariant=True)
 W = TypeVar("W")
 F = TypeVar("F")
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class Facade(Generic[I]):
+class Facade(Generic[I_co]):
     """An object of the asynchronous client for code without an event loop."""
 
-    def __init__(self, loop: _LoopThread, inner: I) -> None:
+    def __init__(self, loop: _LoopThread, inner: I_co) -> None:
         self._loop = loop
         self._inner = inner
 

@@ -14,12 +14,10 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 from collections.abc import Callable
 from typing import Any
 
 from rock.domain.errors import (
-    DeadlineExceeded,
     InvalidRequest,
     LeaseExpired,
     NotFound,
@@ -28,23 +26,14 @@ from rock.domain.errors import (
     SandboxLost,
     StaleEpoch,
 )
-from rock.domain.sandbox import SandboxState
-from rock.sdk.reaching import again, loss_of, outlast, reach
+from rock.sdk.lease_calls import RELEASE_TIMEOUT_S, LeaseCalls
+from rock.sdk.reaching import again, outlast, reach
 from rock.sdk.transport import Transport
 from rock.wire.guest_client import GuestClient
-from rock.wire.models import (
-    LeaseRequest,
-    LeaseView,
-    RecoverRequest,
-    RecoveryReport,
-    SandboxView,
-    SnapshotRequest,
-    SnapshotView,
-)
+from rock.wire.models import LeaseRequest, LeaseView, SnapshotView
 
 logger = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT_S = 5.0
 # Three heartbeats fit in a time-to-live, so that one or two may go astray.
 BEATS_PER_TTL = 3
 LONGEST_BEAT_S = 20.0
@@ -55,18 +44,14 @@ SILENT_S = 2.0
 # whoever hears of it a moment later has another sandbox within 5 s. A call that is merely long costs SILENT_S each.
 SILENT_ASK_S = 0.7
 SILENT_SOON_S = 10.0
-# How long to wait for the node to have noticed a death that the data plane noticed first. Its event takes 64 ms at p50.
-EVIDENCE_WAIT_S = 1.5
-_ENDED = frozenset({SandboxState.RELEASED, SandboxState.FAILED, SandboxState.GONE})
 _GONE = (SandboxLost, LeaseExpired, StaleEpoch)
-_RECOVER_GRACE_S = 5.0
 
 
 class HeldLease:
     """One lease and the connection to its sandbox. Between :meth:`open` and :meth:`close`."""
 
     def __init__(self, transport: Transport, request: LeaseRequest) -> None:
-        self._transport = transport
+        self.calls = LeaseCalls(transport)
         self._request = request
         self._lease: LeaseView | None = None
         self._guest: GuestClient | None = None
@@ -105,7 +90,7 @@ class HeldLease:
         if self._lease is not None:
             raise RuntimeError("the lease is already held")
         self.lost, self.over = None, False
-        self._lease = await self._take()
+        self._lease = await self.calls.take(self._request)
         try:
             await self._connect()
         except BaseException as error:
@@ -115,41 +100,6 @@ class HeldLease:
             self.lose(error)  # it died on the way here; the first call meets another
         self._beat = asyncio.create_task(self._keep_beating(self._lease), name=f"heartbeat {self._lease.id}")
         return self._lease
-
-    async def _take(self) -> LeaseView:
-        """The lease, unless cancelled; a lease that is granted after the cancellation is given back."""
-        once = secrets.token_hex(8)
-        asking = asyncio.create_task(
-            self._transport.request(
-                "POST",
-                "leases",
-                body=self._request,
-                kind=LeaseView,
-                timeout_s=self._request.wait_s + 30,
-                once=once,
-                # While the platform is being started again we wait as for any sandbox. A lease that was granted in the
-                # moment it died, whose answer nobody got, has no heartbeats and ends with its time-to-live.
-                retry_s=self._request.wait_s,
-                wait_if_known=True,
-            )
-        )
-        try:
-            view: LeaseView = await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            asking.cancel()
-            await outlast(asyncio.create_task(self._withdraw(once)), RELEASE_TIMEOUT_S)
-            raise
-        except DeadlineExceeded:
-            await self._withdraw(once)
-            raise
-        return view
-
-    async def _withdraw(self, once: str) -> None:
-        """The platform may still be looking for a sandbox for us, or have found one."""
-        try:
-            await self._transport.request("DELETE", "leases", once=once, retry_s=2.0, timeout_s=4.0)
-        except RockError as error:
-            logger.warning("a lease asked for was not withdrawn (%s); if granted, it ends by its time-to-live", error)
 
     async def close(self) -> None:
         """Stop beating, hang up, release. Bounded in time, never cut short by a cancellation, raises nothing else."""
@@ -170,15 +120,7 @@ class HeldLease:
             await asyncio.wait(tasks)
         if guest is not None:
             await guest.close()
-        await self._release(lease.id)
-
-    async def _release(self, lease_id: str) -> None:
-        try:
-            await self._transport.request("DELETE", f"leases/{lease_id}", idempotent=True, retry_s=2.0, timeout_s=4.0)
-        except (NotFound, LeaseExpired):
-            pass  # it had ended already, which is what we want
-        except RockError as error:
-            logger.warning("lease %s was not released (%s); it ends after its time-to-live", lease_id, error)
+        await self.calls.release(lease.id)
 
     # --- heartbeats --------------------------------------------------------------------------------------------------
 
@@ -188,16 +130,9 @@ class HeldLease:
             await self._pause(every_s)
             asked_as = self._lease
             try:
-                seen: LeaseView = await self._transport.request(
-                    "POST",
-                    f"leases/{lease.id}/heartbeat",
-                    kind=LeaseView,
-                    timeout_s=every_s,
-                    idempotent=True,
-                    retry_s=every_s,
-                )
+                seen = await self.calls.beat(lease.id, timeout_s=every_s)
             except (LeaseExpired, NotFound, StaleEpoch, SandboxLost) as error:
-                explain = self._given_up if self.recovers else self._explain
+                explain = self.calls.given_up if self.recovers else self.calls.explain
                 self.over = True
                 self.lost = await explain(self.view, error)
                 await self._hang_up()  # whatever waits on it fails now
@@ -229,41 +164,6 @@ class HeldLease:
         if guest is not None:
             await guest.close()
 
-    async def _explain(self, lease: LeaseView, found: RockError) -> SandboxLost:
-        """The loss as the platform knows it: the cause and last words kept with the sandbox."""
-        error = loss_of(lease, await self.ended_sandbox(lease.sandbox_id), found)
-        error.__cause__ = found
-        return error
-
-    async def _given_up(self, lease: LeaseView, found: RockError) -> SandboxLost:
-        """Why the platform found no other sandbox, with the last words of the one that was lost."""
-        seen = await self.ended_sandbox(lease.sandbox_id)
-        error = SandboxLost(
-            f"{found.message}.",
-            hint="The episode is void; take a new lease and play it again.",
-            cause="\n".join(seen.evidence.last_output)
-            if seen is not None and seen.evidence is not None
-            else found.cause,
-        )
-        error.__cause__ = found
-        return error
-
-    async def ended_sandbox(self, sandbox_id: str) -> SandboxView | None:
-        """A sandbox that is lost, as soon as the platform has seen it end, or as it stands after a moment."""
-        seen: SandboxView | None = None
-        deadline = asyncio.get_running_loop().time() + EVIDENCE_WAIT_S
-        while asyncio.get_running_loop().time() < deadline:
-            try:
-                seen = await self._transport.request(
-                    "GET", f"sandboxes/{sandbox_id}", kind=SandboxView, retry_s=0, timeout_s=1.0
-                )
-            except RockError:
-                break
-            if seen is not None and (seen.state in _ENDED or seen.evidence is not None):
-                break
-            await asyncio.sleep(0.05)
-        return seen
-
     # --- another sandbox ---------------------------------------------------------------------------------------------
 
     def lose(self, why: RockError) -> None:
@@ -274,17 +174,7 @@ class HeldLease:
 
     async def snapshot(self, number: int, step: int, *, timeout_s: float) -> SnapshotView:
         """Have the sandbox's files kept as they are now. Raises what the platform says."""
-        lease = self.view
-        view: SnapshotView = await self._transport.request(
-            "POST",
-            f"leases/{lease.id}/snapshot",
-            body=SnapshotRequest(epoch=lease.epoch, number=number, step=step),
-            kind=SnapshotView,
-            timeout_s=timeout_s,
-            idempotent=True,
-            retry_s=0,
-        )
-        return view
+        return await self.calls.snapshot(self.view, number, step, timeout_s=timeout_s)
 
     def another(self, image: str = "") -> HeldLease:
         """One on a new sandbox of the same kind, not open yet; of ``image`` if given."""
@@ -292,7 +182,7 @@ class HeldLease:
         if image and request.spec is not None:
             spec = request.spec.model_copy(update={"image": image})
             request = request.model_copy(update={"spec": spec, "image": image})
-        return HeldLease(self._transport, request)
+        return HeldLease(self.calls.transport, request)
 
     async def snapshot_for_fork(self, *, timeout_s: float) -> str:
         """An image of the sandbox's root as it is now; empty where that cannot be written, so that there is nothing to
@@ -309,11 +199,8 @@ class HeldLease:
             raise
 
     async def forget_snapshot(self, name: str) -> None:
-        """It holds another episode's state. What the platform does not hear now it hears at the next recovery."""
-        with contextlib.suppress(RockError):
-            await self._transport.request(
-                "DELETE", f"leases/{self.view.id}/snapshot", params={"name": name}, idempotent=True, retry_s=0
-            )
+        """It holds another episode's state."""
+        await self.calls.forget_snapshot(self.view.id, name)
 
     async def rebind(self, *, wait_s: float, snapshot: str = "") -> LeaseView:
         """Connect to the sandbox that takes the place of the lost one, under the lease's next epoch: one that was made
@@ -323,21 +210,12 @@ class HeldLease:
         """
         lease = self.view
         await self._hang_up()
-        why = self.lost.message[:500] if self.lost else ""
-        request = RecoverRequest(epoch=lease.epoch, wait_s=wait_s, why=why, snapshot=snapshot)
+        why = self.lost.message if self.lost else ""
         try:
-            found: LeaseView = await self._transport.request(
-                "POST",
-                f"leases/{lease.id}/recover",
-                body=request,
-                kind=LeaseView,
-                timeout_s=wait_s + _RECOVER_GRACE_S,
-                idempotent=True,
-                retry_s=wait_s,
-            )
+            found = await self.calls.recover(lease, wait_s=wait_s, why=why, snapshot=snapshot)
         except (LeaseExpired, NotFound, SandboxLost) as error:
             self.over = True
-            self.lost = await self._given_up(lease, error)
+            self.lost = await self.calls.given_up(lease, error)
             raise again(self.lost) from error
         except RockError as error:
             raise Recovering(
@@ -360,11 +238,6 @@ class HeldLease:
             self.lose(error)
             raise
         return self._lease
-
-    async def tell(self, lease_id: str, report: RecoveryReport) -> None:
-        """For the platform's events; nothing depends on it."""
-        with contextlib.suppress(RockError):
-            await self._transport.request("POST", f"leases/{lease_id}/recovered", body=report, retry_s=0)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -397,7 +270,7 @@ class HeldLease:
                     raise
                 if guest is not None and not (guest.closed and isinstance(error, SandboxLost)):
                     raise  # the guest lives, and refuses us or says that its env process does not
-                self.lost = await self._explain(lease, error)
+                self.lost = await self.calls.explain(lease, error)
                 raise again(self.lost) from error
         raise AssertionError("unreachable")
 

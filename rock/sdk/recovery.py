@@ -238,14 +238,14 @@ class Seat:
 
     async def _tell(self, lease_id: str, report: RecoveryReport) -> None:
         """Complete the report with what the platform found out, and let it stand among the platform's events."""
-        seen = await self.held.ended_sandbox(report.old_sandbox)
+        seen = await self.held.calls.ended_sandbox(report.old_sandbox)
         evidence = seen.evidence if seen is not None else None
         if evidence is not None:
             cause = f"{evidence.cause}: {evidence.detail}" if evidence.detail else evidence.cause
             known = report.model_copy(update={"cause": cause, "detect_s": evidence.detected_after_s or 0.0})
             self._on_report(known, report)
             report = known
-        await self.held.tell(lease_id, report)
+        await self.held.calls.tell(lease_id, report)
 
 
 def _now() -> float:

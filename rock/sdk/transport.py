@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import orjson
@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rock.domain.errors import (
     DeadlineExceeded,
     InvalidRequest,
+    NotFound,
     PlatformUnavailable,
     RockError,
     Unauthorized,
@@ -226,3 +227,10 @@ def _encode(body: BaseModel | list[Any] | None) -> bytes | None:
     if isinstance(body, BaseModel):
         return body.model_dump_json().encode()
     return orjson.dumps([item.model_dump(mode="json") for item in body])
+
+
+def part(value: str) -> str:
+    """``value`` as one part of a path, whatever a user typed."""
+    if value in {"", ".", ".."}:
+        raise NotFound(f"There is nothing named {value!r}.", hint="Give an id or a name.")
+    return quote(value, safe="")

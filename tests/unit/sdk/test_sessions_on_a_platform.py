@@ -30,6 +30,7 @@ from rock.sdk import (
     SandboxLost,
     Unauthorized,
 )
+from rock.wire.models import LeaseRequest
 
 Serving = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -262,10 +263,10 @@ def test_episodes_go_on_while_the_control_plane_is_away(serving: Serving) -> Non
             await env.reset()
             # As if the platform had gone: every request fails from here on, the sandbox's socket still answers.
             async with Rock("http://127.0.0.1:1", retry_s=0) as nobody:
-                kept, env._seat.held._transport = env._seat.held._transport, nobody._transport
+                kept, env._seat.held.calls.transport = env._seat.held.calls.transport, nobody._transport
                 served.platform.control.leases.heartbeat(env.lease.id)
                 assert (await env.step("go")).observation == "step 1: go"
-                env._seat.held._transport = kept
+                env._seat.held.calls.transport = kept
 
     asyncio.run(main())
 
@@ -274,16 +275,16 @@ def test_the_gateway_serves_where_the_socket_cannot_be_reached(serving: Serving)
     async def main() -> None:
         async with serving() as served, served.client() as rock:
             session = rock.env("toy", task="3")
-            take = session._seat.held._take
+            take = session._seat.held.calls.take
 
-            async def elsewhere() -> Any:
-                lease = await take()
+            async def elsewhere(request: LeaseRequest) -> Any:
+                lease = await take(request)
                 assert lease.endpoint.gateway_port
                 return lease.model_copy(
                     update={"endpoint": lease.endpoint.model_copy(update={"socket_path": "/nonexistent"})}
                 )
 
-            session._seat.held._take = elsewhere  # type: ignore[method-assign]
+            session._seat.held.calls.take = elsewhere  # type: ignore[method-assign]
             async with session as env:
                 await env.reset()
                 assert (await env.step("go")).observation == "step 1: go"

@@ -39,7 +39,7 @@ PAIRS: list[tuple[type, type]] = [
 
 
 def public(cls: type) -> dict[str, Callable[..., Any]]:
-    return {n: m for n, m in vars(cls).items() if not n.startswith("_") and inspect.isfunction(m)}
+    return {n: m for n, m in inspect.getmembers(cls, inspect.isfunction) if not n.startswith("_")}
 
 
 @pytest.mark.parametrize(("original", "facade"), PAIRS)
