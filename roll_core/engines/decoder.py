@@ -30,7 +30,7 @@ _CALL_COST = 1.5e4
 each (float32, 32 rows of 12 and of 400 tokens, one by one and in one call, one of two busy cores)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: thousands are made a second, and that would double what one costs
 class Piece:
     """The part of one sequence that a pass computes: ``token_ids`` at positions ``start``… of row ``slot``."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Admission:
     @property
     def capacity(self) -> int:
         """⌊(1+α)·N⌋, computed from α's decimal digits: 0.7·10 in binary would round to 6."""
-        return math.floor((1 + Fraction(str(self.alpha))) * self.batch_samples)
+        return _capacity(self.alpha, self.batch_samples)
 
     def may_start(self, *, held: int, batches_ahead: int, engine_version: int, next_version: int) -> bool:
         """``held``: samples in the buffer and in flight. ``batches_ahead``: batches that come before the one this
@@ -46,3 +47,9 @@ class Admission:
     def oldest_fresh(self, train_version: int) -> int:
         """The lowest init version that a batch trained at ``train_version`` accepts."""
         return train_version - math.floor(self.alpha)
+
+
+@lru_cache(maxsize=64)
+def _capacity(alpha: float, batch_samples: int) -> int:
+    """Asked for at every start, and seldom of another α."""
+    return math.floor((1 + Fraction(str(alpha))) * batch_samples)

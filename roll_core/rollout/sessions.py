@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rock.domain import errors
+from roll_core.engines.settling import Mailbox
 
 if TYPE_CHECKING:
     from rock.sdk import EnvView, Rock
@@ -176,21 +177,21 @@ class LocalSessions:
         self._bundle = bundle
         environ = {"ROCK_ENV_DATA": str(bundle / "data")} if bundle else {}
         paths = [str(bundle / d) for d in ("src", "site") if (bundle / d).is_dir()] if bundle else []
-        self._executors = _executors(workers, environ, [*paths, os.getcwd()])
-        self._load = [0] * len(self._executors)
+        self._workers = _workers(workers, environ, [*paths, os.getcwd()])
+        self._load = [0] * len(self._workers)
         self._keys = count()
 
     @asynccontextmanager
     async def open(self, task: str, seed: int) -> AsyncIterator[Session]:
         worker = self._load.index(min(self._load))
         self._load[worker] += 1
-        session = _LocalSession(self._executors[worker], self._entry, next(self._keys), task, seed)
+        session = _LocalSession(self._workers[worker], self._entry, next(self._keys), task, seed)
         try:
             yield session
         finally:
             self._load[worker] -= 1
-            with contextlib.suppress(RuntimeError):  # the executor may be shut down already
-                self._executors[worker].submit(_invoke, self._entry, session.key, "forget", ())
+            with contextlib.suppress(RuntimeError):  # the worker may be shut down already
+                self._workers[worker].submit(_invoke, self._entry, session.key, "forget", ())
 
     async def tasks(self, split: str) -> Sequence[str]:
         if split not in self._tasks:
@@ -204,66 +205,104 @@ class LocalSessions:
 
     async def close(self) -> None:
         """What still runs is given up: an environment that hangs would hold up the end of the trainer's process."""
-        for executor in self._executors:
-            if isinstance(executor, _Processes):
-                executor.kill()  # before the shutdown, which forgets its processes
-            executor.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.shutdown()
 
 
-class _DaemonThread(Executor):
-    """One thread, as :class:`ThreadPoolExecutor` has it, but the process may end while it works."""
+class _Worker(Protocol):
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> object:
+        """Nobody waits for it. Raises RuntimeError after the shutdown."""
+        ...
+
+    async def call(self, fn: Callable[..., Any], /, *args: Any) -> Any: ...
+
+    def shutdown(self) -> None: ...
+
+
+_Waiter = tuple[Mailbox, asyncio.Future[Any]]
+_Job = tuple[_Waiter | None, Callable[..., Any], tuple[Any, ...]]
+
+
+class _DaemonThread:
+    """One thread that plays; the process may end while it works.
+
+    Not an executor: its futures are locks, and each answer would wake the event loop by itself.
+    """
 
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._shut = False
+        self._mailbox: Mailbox | None = None
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if self._shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        future: Future[Any] = Future()
-        self._jobs.put((future, lambda: fn(*args, **kwargs)))
-        return future
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> None:
+        self._put(None, fn, args)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    async def call(self, fn: Callable[..., Any], /, *args: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = Mailbox(loop)
+        self._put((self._mailbox, future), fn, args)
+        return await future
+
+    def _put(self, waiter: _Waiter | None, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self._shut:
+            raise RuntimeError("cannot schedule new calls after shutdown")
+        self._jobs.put((waiter, fn, args))
+
+    def shutdown(self) -> None:
         self._shut = True
         self._jobs.put(None)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            future, call = job
-            if not future.set_running_or_notify_cancel():
+            waiter, fn, args = job
+            if waiter is not None and waiter[1].cancelled():
                 continue
             try:
-                value = call()
+                outcome = fn(*args)
+            except StopIteration as error:  # the one exception that no future takes
+                outcome = RuntimeError(repr(error))
             except BaseException as error:  # noqa: BLE001 - handed over to whoever waits
-                future.set_exception(error)
-            else:
-                future.set_result(value)
+                outcome = error
+            if waiter is not None:
+                mailbox, future = waiter
+                mailbox.put(future, outcome)
 
 
-class _Processes(ProcessPoolExecutor):
-    def kill(self) -> None:
-        """The interpreter joins a pool's processes before it exits, for ever if one hangs."""
-        for process in list((getattr(self, "_processes", None) or {}).values()):
+class _Process:
+    """One process that plays: an environment's object lives in the process that made it."""
+
+    def __init__(self, environ: Mapping[str, str], python_path: Sequence[str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_prepare_worker, initargs=(environ, python_path)
+        )
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> object:
+        return self._pool.submit(fn, *args)
+
+    async def call(self, fn: Callable[..., Any], /, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, fn, *args)
+
+    def shutdown(self) -> None:
+        """The interpreter joins a pool's processes before it exits, for ever if one hangs: they are killed."""
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
             process.kill()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _executors(workers: int, environ: Mapping[str, str], python_path: Sequence[str]) -> list[Executor]:
-    if workers == 0:
+def _workers(count: int, environ: Mapping[str, str], python_path: Sequence[str]) -> Sequence[_Worker]:
+    if count == 0:
         _prepare_worker(environ, python_path)
         return [_DaemonThread("local-env")]
-    # One single-worker pool per process, because an environment's object lives in the process that made it.
-    context = multiprocessing.get_context("spawn")
-    return [
-        _Processes(1, mp_context=context, initializer=_prepare_worker, initargs=(environ, python_path))
-        for _ in range(workers)
-    ]
+    return [_Process(environ, python_path) for _ in range(count)]
 
 
 class _LocalSession:
-    def __init__(self, executor: Executor, entry: str, key: int, task: str, seed: int) -> None:
-        self._executor = executor
+    def __init__(self, worker: _Worker, entry: str, key: int, task: str, seed: int) -> None:
+        self._worker = worker
         self._entry = entry
         self.key = key
         self._task = task
@@ -289,9 +328,8 @@ class _LocalSession:
             return await self._call("call", method, args)
 
     async def _call(self, method: str, *args: Any) -> Any:
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._executor, _invoke, self._entry, self.key, method, args)
+            return await self._worker.call(_invoke, self._entry, self.key, method, args)
         except BrokenExecutor as error:
             raise errors.SandboxLost(f"the process that played {self._entry} has died") from error
         except errors.RockError:

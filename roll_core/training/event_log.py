@@ -47,6 +47,7 @@ from roll_core.types import Generation, Group, Trajectory, Turn, Weights
 
 FILE = "events.jsonl"
 _FORMAT = 1
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class EventSink:
@@ -132,7 +133,7 @@ class EventLog(EventSink):
 
     def _write(self, kind: str, **values: Any) -> None:
         record = {"e": kind, "at": round(time.time(), 3)} | {name.rstrip("_"): value for name, value in values.items()}
-        self._lines.append(json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode())
+        self._lines.append(_to_json(record).encode())
 
 
 def digest(weights: Weights) -> str:
