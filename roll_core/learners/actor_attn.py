@@ -4,12 +4,15 @@ Invariants: it speaks of the policy at the start of the update; rows without adv
 and have zeros; the mean over a set of heads is taken per row, from that row's own head spans. What people are to see of
 a batch is chosen here, before the update, because afterwards the policy is another.
 
+A group is always read by itself. So what :meth:`AttentionReader.read_ahead` found of a finished group while the learner
+waited for the rest of its batch, is bit for bit what reading the whole batch finds, and a replay comes to the same.
+
 Shape legend: B rows, T tokens, N heads of all layers that are looked at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +41,21 @@ class Attended:
     global_BN: Tensor
     """bool."""
 
+    @classmethod
+    def empty(cls, shape_BT: torch.Size, heads: int) -> Attended:
+        rows, length = shape_BT
+        off_BN = torch.zeros(rows, heads, dtype=torch.bool)
+        rhythm = Rhythm(torch.zeros(rows, length), torch.zeros(rows, length))
+        return cls(rhythm, torch.zeros(rows, heads), off_BN, off_BN.clone())
+
+    def put(self, rows: list[int], other: Attended) -> None:
+        """The rows of ``other``, which may be padded otherwise, become ``rows`` of this."""
+        length = min(self.rhythm.waad_BT.shape[1], other.rhythm.waad_BT.shape[1])
+        self.rhythm.waad_BT[rows, :length] = other.rhythm.waad_BT[:, :length]
+        self.rhythm.fai_BT[rows, :length] = other.rhythm.fai_BT[:, :length]
+        for name in ("span_BN", "local_BN", "global_BN"):
+            getattr(self, name)[rows] = getattr(other, name)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -53,6 +71,14 @@ class Reading:
     """Of the policy before the update, nats."""
     layers: tuple[int, ...]
     """Whose heads ``attended`` speaks of, one after the other."""
+
+
+@dataclass(slots=True)
+class _Ahead:
+    read: dict[tuple[str, ...], Attended] = field(default_factory=dict)
+    """Of each group by the ids of the trajectories that were read, in their order."""
+    asked: int = 0
+    hits: int = 0
 
 
 class AttentionReader:
@@ -76,6 +102,7 @@ class AttentionReader:
         self.layers = chosen_layers(model.config.layers, settings.layers)
         self.settings = settings
         self.last: Reading | None = None
+        self._ahead = _Ahead()
         self._shared = shared
         self._micro_batch_tokens = micro_batch_tokens
         self._record = record
@@ -83,13 +110,22 @@ class AttentionReader:
 
     def load_weights(self, weights: Weights) -> None:
         """Be the policy of this version. Raises CheckpointError when the weights are another model's."""
+        self._ahead.read.clear()
         if not self._shared:
             load_tensors(self.model, weights.tensors)
+
+    def read_ahead(self, batch: TrainBatch) -> None:
+        """Read the groups of ``batch`` now, so that :meth:`rhythm` of a batch that holds them need not, as far as it
+        finds an advantage in the same rows. The policy must stay as it is until then; :meth:`load_weights` forgets what
+        was read of the one before."""
+        for rows in _by_group(batch, telling_rows(batch) or list(range(len(batch.mask_BT)))):
+            if (key := _key(batch, rows)) and key not in self._ahead.read:
+                self._ahead.read[key] = self.attended(batch.tokens_BT[rows], batch.mask_BT[rows])
 
     def rhythm(self, batch: TrainBatch) -> Rhythm:
         """Rows without advantage are zero; where the advantages are not known yet (all 0), every row is read."""
         rows = telling_rows(batch) or list(range(len(batch.mask_BT)))
-        attended = self.attended(batch.tokens_BT, batch.mask_BT, rows)
+        attended = self._of_groups(batch, rows)
         shown = self._shown(rows, int(batch.versions_BT.max()))
         entropies = [self.entropy(batch.tokens_BT[row : row + 1], batch.mask_BT[row : row + 1]) for row in shown]
         entropy_ST = torch.cat(entropies) if entropies else torch.zeros(0, batch.mask_BT.shape[1])
@@ -98,6 +134,26 @@ class AttentionReader:
 
     def close(self) -> None:
         """There is nothing to end."""
+
+    def _of_groups(self, batch: TrainBatch, wanted: list[int]) -> Attended:
+        """The ``wanted`` rows, group by group; zeros in the others."""
+        out = Attended.empty(batch.mask_BT.shape, self._heads)
+        self._ahead.hits = self._ahead.asked = 0
+        for rows in _by_group(batch, wanted):
+            found = self._ahead.read.get(_key(batch, rows))
+            self._ahead.asked += 1
+            self._ahead.hits += found is not None
+            out.put(rows, found or self.attended(batch.tokens_BT[rows], batch.mask_BT[rows]))
+        return out
+
+    @property
+    def ahead_share(self) -> float:
+        """Of the groups of the last batch, those that had been read ahead."""
+        return self._ahead.hits / max(1, self._ahead.asked)
+
+    @property
+    def _heads(self) -> int:
+        return len(self.layers) * self.model.config.heads
 
     def _shown(self, rows: list[int], version: int) -> list[int]:
         """Another place in the batch with every version, so that not always the first group is seen."""
@@ -113,15 +169,9 @@ class AttentionReader:
 
     def attended(self, tokens_BT: Tensor, mask_BT: Tensor, rows: list[int] | None = None) -> Attended:
         """The rhythm of ``rows`` (all of them), zeros in the others; on the CPU."""
-        shape, heads = tuple(tokens_BT.shape), len(self.layers) * self.model.config.heads
-        out = Attended(
-            Rhythm(torch.zeros(shape), torch.zeros(shape)),
-            torch.zeros(shape[0], heads),
-            torch.zeros(shape[0], heads, dtype=torch.bool),
-            torch.zeros(shape[0], heads, dtype=torch.bool),
-        )
+        out = Attended.empty(tokens_BT.shape, self._heads)
         lengths = row_lengths(mask_BT)
-        wanted = list(range(shape[0])) if rows is None else rows
+        wanted = list(range(len(lengths))) if rows is None else rows
         for some in micro_batches(wanted, lengths, self._micro_batch_tokens):
             length = lengths[some[0]]
             found = self._read(tokens_BT[some, :length], mask_BT[some, :length])
@@ -149,3 +199,16 @@ def telling_rows(batch: TrainBatch) -> list[int]:
     """The rows that say anything: γ·0 is 0, so where no token has an advantage nobody need look."""
     told: list[int] = (batch.advantages_BT * batch.mask_BT).any(dim=1).nonzero().flatten().tolist()
     return told
+
+
+def _by_group(batch: TrainBatch, rows: list[int]) -> list[list[int]]:
+    """``rows``, those of one group together."""
+    groups: dict[int, list[int]] = {}
+    for row, group in zip(rows, batch.group_B[rows].tolist(), strict=True):
+        groups.setdefault(group, []).append(row)
+    return list(groups.values())
+
+
+def _key(batch: TrainBatch, rows: list[int]) -> tuple[str, ...]:
+    """Empty where the trajectories have no names."""
+    return tuple(batch.trajectory_ids[row] for row in rows) if batch.trajectory_ids else ()

@@ -8,17 +8,20 @@ every sandbox is given back and every episode is booked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rock.sdk import EpisodeRhythm
 from roll_core.errors import EngineDead, PlatformOutage
+from roll_core.learners.actor_attn import AttentionReader
 from roll_core.rollout.pipeline import Pipeline
 from roll_core.rollout.scheduler import Scheduler
 from roll_core.rollout.work import Booking
+from roll_core.training.ahead import ReadingAhead
 from roll_core.training.checkpoint import TrainerState
 from roll_core.training.evaluate import Evaluator
 from roll_core.training.metrics import Rate, RolloutMeter, engine_values, members, staleness, weight_values
@@ -84,6 +87,7 @@ class Trainer:
         )
         self._steering = Steering(parts, self._scheduler, lambda: self._pipeline.learning)
         self._evaluator = Evaluator(parts, self._state)
+        self._ahead = _reading_ahead(parts, lambda: self._steering.learner_threads)
         parts.events.begin(parts.run_id, self.step, parts.roles.weights())
         if resumed:
             for trajectory in resumed.machine.kept:  # the log's older parts may be gone
@@ -138,7 +142,8 @@ class Trainer:
         """Whether there was time for it."""
         stats, started_s = members(self._p.engine), time.monotonic()
         self._steering.step_began()
-        groups = await self._next_batch()
+        async with self._ahead.while_waiting() if self._ahead else contextlib.nullcontext():
+            groups = await self._next_batch()
         if groups is None:
             return False
         got_s = time.monotonic()
@@ -172,6 +177,8 @@ class Trainer:
         self._meter = RolloutMeter()
         if "rhythm/time_s" in values:
             values["rhythm/share_of_step"] = values["rhythm/time_s"] / max(values["time/step_s"], 1e-9)
+        if self._ahead is not None:
+            values |= self._ahead.step_ended()
         report_rhythms(self._p.reporter, self._rhythms)
         self._p.reporter.metrics(self.step, values)
         self._p.display.step(self.step, values)
@@ -267,3 +274,17 @@ class Trainer:
     def _ended(self, trajectory: Trajectory) -> None:
         self._p.events.ended(trajectory)
         self._meter.add(trajectory)
+        if self._ahead is not None:
+            self._ahead.look()
+
+
+def _reading_ahead(parts: Parts, threads: Callable[[], int]) -> ReadingAhead | None:
+    """None where no attention is read, or elsewhere."""
+    reader, buffer = parts.roles.actor_attn, parts.machine.buffer
+    if not isinstance(reader, AttentionReader):
+        return None
+
+    def finished() -> list[Group]:
+        return [ready.group for ready in buffer.groups]
+
+    return ReadingAhead(parts.recipe.algorithm, reader, parts.worker, finished, threads)

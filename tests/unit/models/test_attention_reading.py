@@ -209,3 +209,65 @@ def test_reading_attention_leaves_no_trace_in_the_learner():
     before = {n: p.clone() for n, p in model.named_parameters()}
     AttentionReader(model, RhythmSettings(), shared=True).rhythm(batch_of(tokens, mask, mask))
     assert all(p.grad is None and p.requires_grad and torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def grouped(model_seed: int = 2) -> tuple[CausalLM, TrainBatch]:
+    """Six rows of unequal lengths in three groups, with names."""
+    model, (tokens, mask) = randomised(replace(QWEN3, layers=3), model_seed), conversation(4, rows=6, length=60)
+    batch = batch_of(tokens, mask, mask)
+    return model, replace(batch, group_B=torch.tensor([0, 0, 1, 1, 2, 2]), trajectory_ids=tuple("abcdef"))
+
+
+def rows_of(batch: TrainBatch, rows: list[int]) -> TrainBatch:
+    """As a batch of its own: padded no wider than its own longest row."""
+    length = int((batch.mask_BT[rows] > 0).nonzero()[:, 1].max()) + 1
+    part = batch_of(batch.tokens_BT[rows, :length], batch.mask_BT[rows, :length], batch.advantages_BT[rows, :length])
+    return replace(part, trajectory_ids=tuple(batch.trajectory_ids[row] for row in rows))
+
+
+def test_what_was_read_ahead_is_bit_for_bit_what_the_batch_would_give_and_is_not_read_again(monkeypatch):
+    model, batch = grouped()
+    chosen = RhythmSettings(horizon=(1, 20))
+    plain, ahead = (AttentionReader(model, chosen, shared=True) for _ in range(2))
+    ahead.read_ahead(rows_of(batch, [2, 3]))
+    read_again = []
+    original = AttentionReader.attended
+    monkeypatch.setattr(
+        AttentionReader,
+        "attended",
+        lambda self, tokens, mask, rows=None: read_again.append(self) or original(self, tokens, mask, rows),
+    )
+    one, other = plain.rhythm(batch), ahead.rhythm(batch)
+    assert torch.equal(one.waad_BT, other.waad_BT)
+    assert torch.equal(one.fai_BT, other.fai_BT)
+    assert plain.last is not None
+    assert ahead.last is not None
+    assert torch.equal(plain.last.attended.span_BN, ahead.last.attended.span_BN)
+    assert torch.equal(plain.last.attended.local_BN, ahead.last.attended.local_BN)
+    assert [read_again.count(reader) for reader in (plain, ahead)] == [3, 2]
+    assert (plain.ahead_share, ahead.ahead_share) == (0, pytest.approx(1 / 3))
+
+
+def test_group_by_group_is_what_one_pass_over_all_rows_reads():
+    model, batch = grouped()
+    chosen = RhythmSettings(horizon=(1, 20))
+    found, every = (
+        AttentionReader(model, chosen, shared=True).rhythm(batch),
+        read(model, batch.tokens_BT, batch.mask_BT, chosen),
+    )
+    assert_close(found.waad_BT, every.waad_BT, atol=2e-5, rtol=1e-5)
+    assert_close(found.fai_BT, every.fai_BT, atol=1e-6, rtol=1e-5)
+
+
+def test_what_was_read_of_an_earlier_policy_is_forgotten():
+    from roll_core.learners.torch_learner import TorchLearner
+
+    model, batch = grouped()
+    learner, chosen = TorchLearner(model), RhythmSettings(horizon=(1, 20))
+    reader = AttentionReader(model, chosen, shared=True)
+    reader.read_ahead(rows_of(batch, [0, 1]))
+    learner.sft_step(batch.tokens_BT, batch.mask_BT, lr=0.05)
+    reader.load_weights(learner.weights())
+    found = reader.rhythm(batch).waad_BT
+    assert reader.ahead_share == 0
+    assert torch.equal(found, AttentionReader(model, chosen, shared=True).rhythm(batch).waad_BT)
