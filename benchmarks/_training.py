@@ -22,10 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -85,6 +85,37 @@ class Arm:
     @property
     def gain(self) -> float:
         return self.success_after.rate - self.success_before.rate
+
+    def as_dict(self, *metrics: str) -> dict[str, Any]:
+        """For a file; of the steps only ``metrics``."""
+        return asdict(self) | {"steps": [{n: v for n, v in step.items() if n in metrics} for step in self.steps]}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Self:
+        """Of what :meth:`as_dict` gave."""
+        before, after = Rate(**told["success_before"]), Rate(**told["success_after"])
+        between = tuple((int(step), float(rate)) for step, rate in told["between"])
+        return cls(before, after, tuple(told["steps"]), told["elapsed_s"], between)
+
+
+class Kept:
+    """Results in a file of JSON lines, so that a benchmark that is stopped goes on where it was: what the file holds of
+    the same key is not made again. Without a file everything is made."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+        self._known: dict[str, dict[str, Any]] = {line["key"]: line["result"] for line in map(json.loads, lines)}
+
+    def get(self, key: Sequence[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """``key`` names everything that the result depends on; it and the result are what JSON can say."""
+        name = json.dumps(key)
+        if name not in self._known:
+            self._known[name] = made = make()
+            if self._path is not None:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": name, "result": made}) + "\n")
+        return self._known[name]
 
 
 def warm_started(recipe: str | Path, overrides: Sequence[str], seed: int, *, label: str = "warm start") -> Path:

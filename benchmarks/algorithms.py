@@ -1,4 +1,4 @@
-"""Every policy loss on synchronous and on stale data: ``python -m benchmarks.algorithms [--quick]``.
+"""Every policy loss on synchronous and on stale data: ``python -m benchmarks.algorithms [--quick | --small]``.
 
 Countdown (recipe ``countdown-tiny``). For each seed a model is warm-started once by imitation; from it every arm, a
 loss with an asynchronous ratio α, trains for the same number of learner steps on batches of the same size, with the
@@ -24,12 +24,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks._comparing import Estimate, difference, forest_svg, mean_rate, verdict
 from benchmarks._measuring import machine
-from benchmarks._training import play_arm, warm_started
+from benchmarks._training import Kept, play_arm, warm_started
 from roll_core.algorithms import POLICY_LOSSES
 from roll_core.training.metrics import Rate
 
@@ -50,6 +51,7 @@ class Scale:
 
 
 FULL = Scale(tuple(POLICY_LOSSES), (0.0, 2.0, 8.0), seeds=5, steps=40, evaluation=400)
+SMALL = Scale(("ppo", "decoupled_ppo", "tis", "cispo", "topr"), (0.0, 8.0), seeds=5, steps=12, evaluation=200)
 QUICK = Scale(("dapo", "tis"), (0.0, 8.0), seeds=1, steps=12, evaluation=200)
 
 
@@ -71,9 +73,9 @@ class Played:
     elapsed_s: float
 
     @classmethod
-    def read(cls, path: Path) -> Played:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**data | {"before": Rate(**data["before"]), "after": Rate(**data["after"])})
+    def of(cls, told: dict[str, Any]) -> Played:
+        """Of what ``asdict`` gave."""
+        return cls(**told | {"before": Rate(**told["before"]), "after": Rate(**told["after"])})
 
 
 def settings(loss: str, alpha: float, scale: Scale, extra: Sequence[str]) -> list[str]:
@@ -109,22 +111,21 @@ def play(loss: str, alpha: float, seed: int, scale: Scale, extra: Sequence[str])
 def play_all(scale: Scale, extra: Sequence[str], keep: Path | None) -> list[Played]:
     """Seeds outermost: whenever it is stopped, what is there compares all losses. Kept arms are not played again."""
     done: list[Played] = []
+    kept = Kept(keep)
     try:
         for seed in range(scale.seeds):
             for loss in scale.losses:
                 for alpha in scale.alphas:
-                    path = keep / f"{loss}-{alpha:g}-{seed}.json" if keep else None
-                    if path is not None and path.is_file():
-                        done.append(Played.read(path))
-                        continue
-                    done.append(play(loss, alpha, seed, scale, extra))
+                    key = (seed, settings(loss, alpha, scale, extra))
+                    done.append(Played.of(kept.get(key, partial(_played, loss, alpha, seed, scale, extra))))
                     _tell(done[-1])
-                    if path is not None:
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_text(json.dumps(asdict(done[-1])), encoding="utf-8")
     except KeyboardInterrupt:
         sys.stderr.write("stopped: what follows is of the arms that were finished\n")
     return done
+
+
+def _played(*arm: Any) -> dict[str, Any]:
+    return asdict(play(*arm))
 
 
 def _tell(played: Played) -> None:
@@ -241,13 +242,15 @@ def _alphas(text: str) -> tuple[float, ...]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.algorithms", description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--quick", action="store_true", help="two losses, α = 0 and 8, one seed: four minutes")
+    size = made.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="two losses, α = 0 and 8, one seed: four minutes")
+    size.add_argument("--small", action="store_true", help=f"{', '.join(SMALL.losses)}, α = 0 and 8, 12 steps")
     made.add_argument("--losses", type=_losses, help="some of the losses, by commas (default: all)")
     made.add_argument("--alphas", type=_alphas, help="asynchronous ratios, by commas (default: 0,2,8)")
     made.add_argument("--seeds", type=int, help=f"number of seeds (default: {FULL.seeds})")
     made.add_argument("--steps", type=int, help=f"learner steps of an arm (default: {FULL.steps})")
     made.add_argument("--margin", type=float, default=MARGIN, help=f"of the verdict (default: {MARGIN})")
-    made.add_argument("--keep", type=Path, help="folder for finished arms: those in it are not played again")
+    made.add_argument("--keep", type=Path, help="file of finished arms: added to; what it holds is not played again")
     made.add_argument("--svg", type=Path, help="where to draw the picture (default of a full run: docs/img)")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     return made
@@ -255,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    base = QUICK if args.quick else FULL
+    base = QUICK if args.quick else SMALL if args.small else FULL
     scale = Scale(
         args.losses or base.losses,
         args.alphas or base.alphas,

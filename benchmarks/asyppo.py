@@ -6,7 +6,7 @@ paper's critics are small checkpoints of the policy's family. Accuracy is that o
 arms are compared seed by seed. Costs are measured apart, on one thread and in processor time, one critic's turn after
 the other's, so that a busy machine troubles all alike.
 
-    python -m benchmarks.asyppo [--quick] [--seeds 0,1,2,3,4] [--arms NAME,…] [--keep FILE] [--plot FILE.svg]
+    python -m benchmarks.asyppo [--quick | --small] [--seeds 0,1,2,3,4] [--arms NAME,…] [--keep FILE] [--plot FILE.svg]
 
 The last line is one JSON object. What the paper found is the hypothesis here, not the result.
 """
@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from benchmarks._comparing import Estimate, difference, forest_svg, mean_rate
 from benchmarks._critic_costs import measure, qwen3_table
 from benchmarks._measuring import machine
-from benchmarks._training import Arm, play_arm, warm_started
+from benchmarks._training import Arm, Kept, play_arm, warm_started
 from roll_core.training.metrics import Rate
 
 RECIPE, WARM = "countdown-asyppo", "countdown-tiny"
@@ -62,6 +63,8 @@ QUICK = (
     "warm_start.demonstrations=2000", "warm_start.epochs=3",
     "training.steps=3", "critic.warmup_steps=1", "evaluation.tasks=24", "rollout.groups_per_batch=4",
 )  # fmt: skip
+SMALL_BUDGET = ("training.steps=20", "evaluation.tasks=200")
+SMALL_ARMS = ("ppo_symmetric", "ppo_small", "two_naive", "asyppo")
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
@@ -93,18 +96,11 @@ def play(seeds: Sequence[int], names: Sequence[str], common: Sequence[str], keep
     """Results by arm and seed, seed by seed, so that what is there at any time can be compared. What ``keep`` holds
     already of the same settings is not played again."""
     results: dict[str, dict[int, Any]] = {name: {} for name in names}
-    known = {}
-    if keep is not None and keep.exists():
-        known = {line["key"]: line["result"] for line in map(json.loads, keep.read_text().splitlines())}
+    kept = Kept(keep)
     for seed in seeds:
         for name in names:
-            key = json.dumps([name, seed, ARMS[name], common])
-            if key not in known:
-                known[key] = _play_one(name, seed, common)
-                if keep is not None:
-                    with keep.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": key, "result": known[key]}) + "\n")
-            results[name][seed] = known[key]
+            key = (name, seed, ARMS[name], common)
+            results[name][seed] = kept.get(key, partial(_play_one, name, seed, common))
     return results
 
 
@@ -163,24 +159,26 @@ def picture(results: Mapping[str, Mapping[int, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asyppo", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed, 3 steps: shows that it runs, decides nothing")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one seed, 3 steps: shows that it runs, decides nothing")
+    size.add_argument("--small", action="store_true", help=f"half the steps, and only {', '.join(SMALL_ARMS)}")
     parser.add_argument("--seeds", default="", help="comma-separated; 0,1,2,3,4, or 0 with --quick")
-    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated names")
+    parser.add_argument("--arms", default="", help="comma-separated names (default: all)")
     parser.add_argument("--keep", type=Path, help="file of results: added to; what it holds is not played again")
     parser.add_argument("--plot", type=Path, help="write an SVG of the arms")
     args = parser.parse_args()
-    names = args.arms.split(",")
+    names = args.arms.split(",") if args.arms else list(SMALL_ARMS if args.small else ARMS)
     if unknown := set(names) - ARMS.keys():
         parser.error(f"--arms {', '.join(sorted(unknown))}: expected some of {', '.join(ARMS)}")
     torch.set_num_threads(1)
     began_s = time.monotonic()
     seeds = [int(s) for s in (args.seeds or ("0" if args.quick else "0,1,2,3,4")).split(",")]
-    common = QUICK if args.quick else ()
+    common = QUICK if args.quick else SMALL_BUDGET if args.small else ()
     results = play(seeds, names, common, args.keep)
     costs = measure(RECIPE, *starts(seeds[0], common), {n: ARMS[n] for n in ("ppo_symmetric", "ppo_small", "asyppo")})
     if args.plot is not None:
         args.plot.write_text(picture(results), encoding="utf-8")
-    told = {"benchmark": "asyppo", "quick": args.quick, "seeds": seeds} | report(results) | {"costs": costs}
+    told = {"benchmark": "asyppo", "budget": common, "seeds": seeds} | report(results) | {"costs": costs}
     told |= {"qwen3_memory_computed": qwen3_table(), "wall_s": round(time.monotonic() - began_s, 1)}
     told["cpu_s"] = round(time.process_time(), 1)
     print(json.dumps(told | {"machine": machine()}))

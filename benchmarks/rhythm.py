@@ -5,7 +5,8 @@ Seven arms from one and the same warm start, with the same budget of learner ste
 strategies, and three controls that amplify as many tokens, chosen at random, by the highest entropy, or by the lowest
 FAI. Accuracy is that on held-out tasks after the last step; arms are compared seed by seed.
 
-    python -m benchmarks.rhythm [--quick] [--seeds 0,1,2,3,4] [--arms NAME,…] [--plot FILE.svg]
+    python -m benchmarks.rhythm [--quick | --small] [--seeds 0,1,2,3,4] [--arms NAME,…] [--keep FILE] [--plot FILE.svg]
+    python -m benchmarks.rhythm --cost [--settings NAME,…]   what a step with it costs, and no arms
 
 The last line is one JSON object. What the paper found is the hypothesis here, not the result.
 """
@@ -16,12 +17,15 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks._comparing import Estimate, difference, forest_svg, mean_rate
 from benchmarks._measuring import machine
-from benchmarks._training import Arm, play_arm, warm_started
+from benchmarks._rhythm_costs import SETTINGS, measure
+from benchmarks._rhythm_costs import show as show_costs
+from benchmarks._training import Arm, Kept, play_arm, warm_started
 
 RECIPE, PLAIN = "countdown-tiny", "plain"
 CREDIT = "algorithm.credit=[rhythm]"
@@ -45,39 +49,62 @@ HYPOTHESES = (
 """(better, worse, in words)."""
 FULL: tuple[str, ...] = ()
 QUICK = ("training.steps=12", "rollout.groups_per_batch=8", "evaluation.tasks=100")
+SMALL = ("training.steps=20", "evaluation.tasks=200")
+SMALL_ARMS = (PLAIN, "random", "coupled", "bottom")
+TOLD = ("followed", "followed_by_chance", "gamma_mean", "amplified", "time_s")
+"""Metrics ``rhythm/…`` that are told of."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps: shows that it runs, decides nothing")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one seed, few steps: shows that it runs, decides nothing")
+    size.add_argument("--small", action="store_true", help=f"half the steps, and only {', '.join(SMALL_ARMS)}")
     parser.add_argument("--seeds", default="", help="comma-separated (default 0,1,2,3,4; with --quick 0)")
     parser.add_argument("--arms", default="", help=f"comma-separated, of {', '.join(ARMS)} (default all)")
+    parser.add_argument("--keep", type=Path, help="file of results: added to; what it holds is not played again")
     parser.add_argument("--plot", type=Path, help="write the accuracies as an SVG")
+    parser.add_argument("--cost", action="store_true", help="measure what a step with it costs; no arms")
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="of --cost, comma-separated (default: all)")
     args = parser.parse_args()
+    if args.cost:
+        settings = args.settings.split(",")
+        if unknown := set(settings) - SETTINGS.keys():
+            parser.error(f"--settings {', '.join(sorted(unknown))}: expected some of {', '.join(SETTINGS)}")
+        show_costs(costs := measure(settings))
+        print(json.dumps({"benchmark": "rhythm", "cost": costs, "machine": machine()}))
+        return
     seeds = [int(s) for s in (args.seeds or ("0" if args.quick else "0,1,2,3,4")).split(",")]
-    names = args.arms.split(",") if args.arms else list(ARMS)
+    names = args.arms.split(",") if args.arms else list(SMALL_ARMS if args.small else ARMS)
     for name in names:
         if name not in ARMS:
             parser.error(f"there is no arm {name!r}; there are {', '.join(ARMS)}")
-    began_s, found = time.monotonic(), play(names, seeds, QUICK if args.quick else FULL)
+    budget = QUICK if args.quick else SMALL if args.small else FULL
+    began_s, found = time.monotonic(), play(names, seeds, budget, args.keep)
     told = summary(found)
     show(told)
     if args.plot:
         args.plot.write_text(picture(found, len(seeds)), encoding="utf-8")
-    more = {"quick": args.quick, "seeds": seeds, "minutes": round((time.monotonic() - began_s) / 60, 1)}
+    more = {"budget": budget, "seeds": seeds, "minutes": round((time.monotonic() - began_s) / 60, 1)}
     print(json.dumps({"benchmark": "rhythm", **more, **told, "machine": machine()}))
 
 
-def play(names: Sequence[str], seeds: Sequence[int], budget: Sequence[str]) -> dict[str, list[Arm]]:
+def play(names: Sequence[str], seeds: Sequence[int], budget: Sequence[str], keep: Path | None) -> dict[str, list[Arm]]:
     """Every arm of a seed before the next seed, so that a run that is cut short has whole seeds."""
     found: dict[str, list[Arm]] = {name: [] for name in names}
+    kept = Kept(keep)
     for seed in seeds:
-        start = warm_started(RECIPE, budget, seed, label=f"seed {seed}, warm start")
         for name in names:
-            arm = play_arm(RECIPE, [*budget, *ARMS[name]], seed, start, label=f"seed {seed}, {name}")
+            arm = Arm.of(kept.get((name, seed, ARMS[name], budget), partial(_play_one, name, seed, budget)))
             print(f"seed {seed}  {name:<14} {arm.success_before} → {arm.success_after}", flush=True)
             found[name].append(arm)
     return found
+
+
+def _play_one(name: str, seed: int, budget: Sequence[str]) -> dict[str, Any]:
+    start = warm_started(RECIPE, budget, seed, label=f"seed {seed}, warm start")
+    arm = play_arm(RECIPE, [*budget, *ARMS[name]], seed, start, label=f"seed {seed}, {name}")
+    return arm.as_dict("time/step_s", *(f"rhythm/{metric}" for metric in TOLD))
 
 
 def summary(found: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:

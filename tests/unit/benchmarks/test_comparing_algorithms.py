@@ -121,9 +121,9 @@ def test_kept_arms_are_not_played_again(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(algorithms, "play", fake)
     scale = Scale(("dapo",), (0.0, 2.0), seeds=2, steps=1, evaluation=400)
-    first = algorithms.play_all(scale, [], tmp_path)
+    first = algorithms.play_all(scale, [], tmp_path / "arms.jsonl")
     assert len(calls) == 4
-    assert algorithms.play_all(scale, [], tmp_path) == first
+    assert algorithms.play_all(scale, [], tmp_path / "arms.jsonl") == first
     assert len(calls) == 4
 
 
