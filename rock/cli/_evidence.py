@@ -9,10 +9,11 @@ from rock.cli._output import age, escape, notes, size, state, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rock.wire.models import Evidence, Pressure, SandboxView
+    from rock.wire.models import Evidence, Pressure, SandboxStats, SandboxView
 
 
-def print_view(out: Console, view: SandboxView) -> None:
+def print_view(out: Console, view: SandboxView, stats: SandboxStats | None = None) -> None:
+    """``stats``: what it takes, if it lives."""
     limits = view.spec.limits
     out.print(f"[bold]{view.id}[/]")
     _rows(
@@ -28,8 +29,10 @@ def print_view(out: Console, view: SandboxView) -> None:
             "started in": f"{view.start_s:.2f} s" if view.start_s is not None else "",
             "handle": escape(view.handle),
             "limits": f"{limits.cpus:g} cpus, {size(limits.memory_bytes)}, {limits.pids} processes, "
-            f"/tmp {size(limits.tmpfs_bytes)}",
+            f"/tmp {size(limits.tmpfs_bytes)}" + ("" if view.spec.read_only else f", disk {size(limits.disk_bytes)}"),
+            "takes": _stats(stats) if stats is not None else "",
             "network": view.spec.network,
+            "egress": escape(", ".join(view.spec.egress)),
             "out of memory": _times(view.oom_kills, "a process in it was killed"),
             "environment died": _times(view.env_deaths, "its guest dealt with it"),
             "slow": escape(view.slow),
@@ -71,6 +74,16 @@ def _rows(out: Console, rows: dict[str, str]) -> None:
     for name, value in rows.items():
         if value:
             out.print(f"  {name:<16} {value}")
+
+
+def _stats(stats: SandboxStats) -> str:
+    disk = f", {size(stats.disk_bytes)} on the disk" if stats.disk_bytes is not None else ""
+    out = f", {size(stats.egress_bytes)} through its proxy" if stats.egress_bytes else ""
+    refused = f", [yellow]{stats.egress_refused} requests refused[/]" if stats.egress_refused else ""
+    return (
+        f"{stats.cpu_share:.2f} cpus of late ({stats.cpu_s:.1f} s in all), "
+        f"{size(stats.memory_bytes)} of {size(stats.memory_limit_bytes)}, {stats.pids} processes{disk}{out}{refused}"
+    )
 
 
 def _times(count: int, what: str) -> str:

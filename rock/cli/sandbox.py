@@ -12,7 +12,7 @@ from rock.cli._output import JsonOption, console, escape, print_json, say
 from rock.cli.ps import ps
 
 if TYPE_CHECKING:
-    from rock.sdk import LeaseView, RestartView, Rock, SandboxSpec
+    from rock.sdk import LeaseView, Limits, RestartView, Rock, SandboxSpec, SandboxStats, SandboxView
 
 app = typer.Typer(no_args_is_help=True, help="Create, use, look into and remove single sandboxes.")
 app.command("ls")(ps)
@@ -28,34 +28,44 @@ def create(
     memory_mb: Annotated[int, typer.Option("--memory", min=16, help="Memory it may use, in MiB.")] = 512,
     environ: Annotated[list[str], typer.Option("--environ", "-e", metavar="NAME=VALUE", help="Set a variable.")] = [],  # noqa: B006 - typer copies it
     network: Annotated[str, typer.Option(help="none or bridge. Less safe than the default: bridge.")] = "none",
+    egress: Annotated[
+        list[str],
+        typer.Option(metavar="HOST", help="Let it reach this host by HTTP(S): pypi.org, *.example.org, host:8443."),
+    ] = [],  # noqa: B006 - typer copies it
     writable: Annotated[bool, typer.Option("--writable", help="A writable root. Less safe.")] = False,
+    disk_mb: Annotated[int, typer.Option("--disk", min=1, help="Disk it may use with --writable, in MiB.")] = 4096,
     as_json: JsonOption = False,
 ) -> None:
     """Create a sandbox and print its id.
 
     It has no network, a read-only root with a small /tmp, no capabilities, and limits on memory, processes and
-    processors, unless options loosen that; what is loosened shows in `rock ps`. It is removed after --ttl seconds, or
-    by `rock sandbox rm`, or with the platform.
+    processors, unless options loosen that; what is loosened shows in `rock ps`. With --egress it still has no network,
+    but a proxy on its node that leads to the hosts given and to no others. It is removed after --ttl seconds, or by
+    `rock sandbox rm`, or with the platform.
 
     Examples:
       rock sandbox create
       rock sandbox create python:3.12-slim --memory 1024 --ttl 600
+      rock sandbox create --egress pypi.org --egress files.pythonhosted.org
       rock exec $(rock sandbox create) python3 -c 'print(6 * 7)'
     """
     from rock.cli._client import ask
-    from rock.sdk.requests import lease_request
+    from rock.sdk import Limits
+    from rock.sdk.client import lease_request
 
     if env and image:
         raise typer.BadParameter("give an image or --env, not both", param_hint="--env")
-    plain = not environ and not writable and (cpus, memory_mb, network) == (1.0, 512, "none")
+    usual = (cpus, memory_mb, disk_mb, network) == (1.0, 512, 4096, "none")
+    plain = usual and not environ and not egress and not writable
     if env and not plain:
         raise typer.BadParameter("an environment's env.toml says how its sandboxes are made", param_hint="--env")
     labels = {"by": "rock sandbox create"}
+    limits = Limits(cpus=cpus, memory_bytes=memory_mb << 20, disk_bytes=disk_mb << 20)
 
     async def take(rock: Rock) -> LeaseView:
         if env:
             return await rock.create_lease(lease_request(env=env, ttl_s=ttl_s, wait_s=wait_s, labels=labels))
-        spec = None if plain else _spec(image, cpus, memory_mb, environ, network, writable)
+        spec = None if plain else _spec(image, limits, environ, network, egress, writable)
         return await rock.create_lease(lease_request(image, spec=spec, ttl_s=ttl_s, wait_s=wait_s, labels=labels))
 
     lease = ask(take)
@@ -65,10 +75,12 @@ def create(
         say(lease.sandbox_id)
 
 
-def _spec(image: str, cpus: float, memory_mb: int, environ: list[str], network: str, writable: bool) -> SandboxSpec:
+def _spec(
+    image: str, limits: Limits, environ: list[str], network: str, egress: list[str], writable: bool
+) -> SandboxSpec:
     from pydantic import ValidationError
 
-    from rock.sdk import Limits, SandboxSpec
+    from rock.sdk import SandboxSpec
 
     pairs = [item.partition("=") for item in environ]
     if bad := [item for item, pair in zip(environ, pairs, strict=True) if not pair[0] or not pair[1]]:
@@ -78,14 +90,17 @@ def _spec(image: str, cpus: float, memory_mb: int, environ: list[str], network: 
             {
                 "image": image,
                 "environ": {name: value for name, _, value in pairs},
-                "limits": Limits(cpus=cpus, memory_bytes=memory_mb << 20),
+                "limits": limits,
                 "network": network,
+                "egress": egress,
                 "read_only": not writable,
             }
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise typer.BadParameter(first["msg"], param_hint=f"--{first['loc'][0]}") from error
+        raise typer.BadParameter(
+            first["msg"], param_hint=f"--{first['loc'][0] if first['loc'] else 'egress'}"
+        ) from error
 
 
 @app.command()
@@ -158,20 +173,29 @@ def inspect(
 ) -> None:
     """Show everything known of a sandbox: its state, its limits, and all the evidence if it failed.
 
-    That is its cause, its exit code, whether memory ran out, its last output, how busy the machine was, and the node's
-    last probes. Also as `rock inspect`.
+    While it lives that includes what it takes: processor, memory, processes, disk. Of a failed one it is its cause, its
+    exit code, whether memory ran out, its last output, how busy the machine was, and the node's last probes. Also as
+    `rock inspect`.
 
     Examples:
       rock inspect sb-0123456789
       rock sandbox inspect sb-0123456789 --json
     """
     from rock.cli._client import ask
+    from rock.sdk import NotFound, RuntimeUnavailable
 
-    view = ask(lambda rock: rock.sandbox_view(sandbox))
+    async def look(rock: Rock) -> tuple[SandboxView, SandboxStats | None]:
+        view = await rock.sandbox_view(sandbox)
+        try:
+            return view, await rock.sandbox_stats(sandbox)
+        except (NotFound, RuntimeUnavailable):  # it does not run, or ended meanwhile
+            return view, None
+
+    view, stats = ask(look)
     if as_json:
-        print_json(view)
+        print_json({**view.model_dump(mode="json"), "stats": stats})
     else:
-        print_view(console(), view)
+        print_view(console(), view, stats)
 
 
 _using.add_to(app)

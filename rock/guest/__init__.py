@@ -63,6 +63,9 @@ is started anew at once (``loading``), so that the reset finds it loaded; one th
 was usable, stays ``dead`` until a reset. One that a signal has stopped is ended, as having died, at the second ping
 that finds it so.
 
+With ``--egress PATH`` a port of the sandbox's loopback is piped to the HTTP proxy that listens at PATH, and what the
+guest starts finds it in ``http_proxy`` and its like.
+
 With ``--orphan-after SECONDS`` a guest to whom nobody from outside has been connected for so long ends itself.
 
 Output is text, decoded as UTF-8 with replacement; of more than ``max_output_bytes`` the first and the last half are

@@ -1,4 +1,5 @@
-"""``python3 guest.pyz (--socket PATH | --stdio) [--entry module:Class] [--python-path a:b] [--orphan-after S]``"""
+"""``python3 guest.pyz (--socket PATH | --stdio) [--entry module:Class] [--python-path a:b] [--orphan-after S]
+[--egress PATH]``"""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ USAGE = __doc__
 
 def parse(argv: list[Any]) -> dict[str, Any]:
     """By hand: argparse would add a tenth to the start of every sandbox."""
-    options: dict[Any, Any] = {"socket": "", "stdio": False, "entry": "", "python_path": [], "orphan_after": 0.0}
+    options: dict[Any, Any] = {"socket": "", "stdio": False, "entry": "", "python_path": []}
+    options.update(orphan_after=0.0, egress="")
     words = list(argv)
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         if word == "--stdio":
             options["stdio"] = True
-        elif name in ("--socket", "--entry", "--python-path", "--orphan-after") and (equals or words):
+        elif name in ("--socket", "--entry", "--python-path", "--orphan-after", "--egress") and (equals or words):
             value = value if equals else words.pop(0)
             options[name[2:].replace("-", "_")] = _parsed(name, value)
         else:
@@ -60,6 +62,10 @@ def main(argv: list[Any]) -> int:
     log = Log(2)
     loop = Loop(own_signals=True)
     server = Server(loop, log, loop.stop)
+    if options["egress"]:
+        from rock.guest.egress import open_door  # most sandboxes have none
+
+        open_door(loop, options["egress"])  # before anything is started that is to know of it
     if options["entry"]:
         server.env = EnvProcess(loop, options["entry"], options["python_path"], log, server.env_died)
         server.env.start()  # before any connection exists that the child could inherit

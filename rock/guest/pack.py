@@ -14,6 +14,7 @@ MODULES = (
     "beside",
     "commands",
     "connection",
+    "egress",
     "env",
     "envhost",
     "episode",

@@ -70,6 +70,30 @@ class _Way:
             self._done()
 
 
+class Splice:
+    """Two connected sockets as one pipe, ours from now on; ``on_end()`` when both are closed. ``first``: what ``near``
+    has already sent."""
+
+    def __init__(self, loop: Loop, near: Any, far: Any, first: bytes, on_end: Any) -> None:
+        self._loop = loop
+        self._sockets = (near, far)
+        self._on_end = on_end
+        self._ways = [
+            _Way(loop, near.fileno(), far, self._one_is_over),
+            _Way(loop, far.fileno(), near, self._one_is_over),
+        ]
+        if first:
+            self._ways[0].feed(first)
+
+    def _one_is_over(self) -> None:
+        if all(way.over for way in self._ways):
+            for sock in self._sockets:
+                if sock.fileno() >= 0:
+                    self._loop.forget(sock.fileno())
+                    sock.close()
+            self._on_end()
+
+
 class Tunnel:
     """From ``connect`` to the end of both ways."""
 
@@ -78,7 +102,6 @@ class Tunnel:
         self._port = port
         self._far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._far.setblocking(False)
-        self._near: Any = None
 
     def connect(self, on_ready: Any) -> None:
         """``on_ready(error or None)``, once."""
@@ -103,25 +126,7 @@ class Tunnel:
 
     def splice(self, near: Any, first: bytes, on_end: Any) -> None:
         """``near``: the client's socket, ours from now on. ``first``: what the client has already sent."""
-        self._near = near
-        self._on_end = on_end
-        self._ways = [
-            _Way(self._loop, near.fileno(), self._far, self._one_is_over),
-            _Way(self._loop, self._far.fileno(), near, self._one_is_over),
-        ]
-        if first:
-            self._ways[0].feed(first)
+        Splice(self._loop, near, self._far, first, on_end)
 
     def discard(self) -> None:
         self._far.close()
-
-    def _one_is_over(self) -> None:
-        if all(way.over for way in self._ways):
-            self.close()
-
-    def close(self) -> None:
-        for sock in (self._far, self._near):
-            if sock.fileno() >= 0:
-                self._loop.forget(sock.fileno())
-                sock.close()
-        self._on_end()

@@ -26,6 +26,7 @@ from rock.domain.sandbox import SandboxState
 from rock.node import evidence, starting
 from rock.node.config import NodeConfig
 from rock.node.detector import HELD, Detector
+from rock.node.egress import EgressProxies
 from rock.node.fleet import Fleet
 from rock.node.load import SAMPLE_EVERY_S, HostMeter
 from rock.node.quarantine import QuarantineNote
@@ -59,7 +60,8 @@ class Supervisor:
         self._removing = asyncio.Semaphore(_MAX_REMOVING)
         self.host = HostMeter(config.run_dir)
         self.detector = Detector(config, runtime, fleet, self.host, self._spawn, self.wake)
-        self.usage = UsageBook(runtime, fleet, fleet.clock, self.detector.fail)
+        self.egress = EgressProxies(fleet, config.run_dir)
+        self.usage = UsageBook(runtime, fleet, fleet.clock, self.detector.fail, self.egress)
         self.healthy = True
         self.detail = ""
 
@@ -84,6 +86,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """End the loops and everything under way; sandboxes stay as they are."""
+        await self.egress.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

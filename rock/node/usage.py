@@ -16,6 +16,7 @@ from rock.domain.clock import Clock
 from rock.domain.disk_quota import LONGEST_S, SHORTEST_S, next_look_s
 from rock.domain.errors import NotFound, RockError
 from rock.domain.sandbox import SandboxState
+from rock.node.egress import EgressProxies
 from rock.node.fleet import Fleet
 from rock.node.record import Record
 from rock.runtimes.base import Runtime
@@ -49,12 +50,18 @@ class UsageBook:
     """``fail(record, cause, detail)`` ends a sandbox."""
 
     def __init__(
-        self, runtime: Runtime, fleet: Fleet, clock: Clock, fail: Callable[[Record, str, str], Awaitable[None]]
+        self,
+        runtime: Runtime,
+        fleet: Fleet,
+        clock: Clock,
+        fail: Callable[[Record, str, str], Awaitable[None]],
+        egress: EgressProxies,
     ) -> None:
         self._runtime = runtime
         self._fleet = fleet
         self._clock = clock
         self._fail = fail
+        self._egress = egress
         self._disks: dict[str, _Disk] = {}
         self._samples: dict[str, _Sample] = {}
 
@@ -79,6 +86,7 @@ class UsageBook:
         )
         disk, limits = self._disks.get(record.id), record.spec.limits
         used = disk.used if disk is not None else None
+        way_out = self._egress.counts(record.id)
         stats = SandboxStats(
             at=datetime.now(UTC),
             cpu_s=round(usage.cpu_s, 3),
@@ -88,6 +96,8 @@ class UsageBook:
             pids=usage.pids,
             disk_bytes=used,
             disk_limit_bytes=limits.disk_bytes if used is not None else None,
+            egress_bytes=way_out.bytes,
+            egress_refused=way_out.refused,
         )
         self._samples[record.id] = _Sample(now, stats)
         return stats

@@ -225,6 +225,7 @@ class EnvCatalog:
             environ={"ROCK_ENV_DATA": f"{INSIDE}/data"} | manifest.sandbox.environ,
             limits=manifest.limits.limits(),
             network=manifest.sandbox.network,
+            egress=manifest.sandbox.egress,
             read_only=manifest.sandbox.read_only,
             user=manifest.sandbox.user,
         )

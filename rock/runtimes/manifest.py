@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from rock.domain.egress import MAX_RULES, parse_rule
 from rock.domain.errors import InvalidRequest
 from rock.wire.models import Limits, PoolSize
 
@@ -98,9 +99,22 @@ class SandboxSection(_Section):
     """Anything looser than the default shows in `rock ps`."""
 
     network: Literal["none", "bridge"] = "none"
+    egress: Annotated[tuple[str, ...], Field(max_length=MAX_RULES)] = ()
+    """Hosts that it reaches by HTTP and HTTPS without a network: ``pypi.org``, ``*.example.org``, ``host:8443``."""
     read_only: bool = True
     user: str = ""
     environ: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("egress")
+    @classmethod
+    def _rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse_rule(text)) for text in value)
+
+    @model_validator(mode="after")
+    def _egress_without_network(self) -> SandboxSection:
+        if self.egress and self.network != "none":
+            raise ValueError(f'with network = "{self.network}" everything is reached; leave out one of the two')
+        return self
 
 
 class TaskImagesSection(_Section):

@@ -18,6 +18,8 @@ from rock.wire.models import SandboxSpec
 INSIDE = "/run/rock"
 PYZ = "guest.pyz"
 SOCKET = "guest.sock"
+PROXY = "proxy.sock"
+"""Of a sandbox that may reach some hosts. Not longer than the guest's, whose path is looked at."""
 MAX_SOCKET_PATH = 107
 """A unix socket's path is at most 108 bytes with its final zero."""
 
@@ -87,6 +89,8 @@ def socket_path(shared_dir: Path) -> Path:
 
 def guest_argv(spec: SandboxSpec, python: str = "python3") -> list[str]:
     argv = [python, f"{INSIDE}/{PYZ}", "--socket", f"{INSIDE}/{SOCKET}", "--orphan-after", f"{ORPHAN_AFTER_S:g}"]
+    if spec.egress:
+        argv += ["--egress", f"{INSIDE}/{PROXY}"]
     if spec.entry:
         argv += ["--entry", spec.entry]
         if spec.python_path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from rock.domain.egress import MAX_RULES, parse_rule
 from rock.domain.sandbox import SandboxState
 from rock.wire.models.message import Message
 
@@ -43,10 +44,28 @@ class SandboxSpec(Message):
     environ: dict[str, str] = Field(default_factory=dict)
     limits: Limits = Limits()
     network: Literal["none", "bridge"] = "none"
+    egress: Annotated[tuple[str, ...], Field(max_length=MAX_RULES)] = ()
+    """Hosts that its programs reach by HTTP and HTTPS, through a proxy of the node: ``pypi.org``, ``*.example.org``,
+    ``host:8443``. It still has no network of its own. :mod:`rock.domain.egress` says what matches."""
     read_only: bool = True
     user: str = ""
     """``uid:gid`` inside; empty means an unprivileged user chosen by the runtime."""
     workdir: str = "/tmp"
+
+    @field_validator("egress")
+    @classmethod
+    def _rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """In one way of writing and one order, so that lists that mean the same make one pool."""
+        return tuple(sorted({str(parse_rule(text)) for text in value}))
+
+    @model_validator(mode="after")
+    def _egress_without_network(self) -> Self:
+        if self.egress and self.network != "none":
+            raise ValueError(
+                f"egress {', '.join(self.egress)} with network {self.network!r}: with a network of its own a sandbox "
+                "reaches everything, so leave out one of the two"
+            )
+        return self
 
     @property
     def digest(self) -> str:
@@ -71,6 +90,8 @@ class SandboxSpec(Message):
         out = []
         if self.network != "none":
             out.append(f"network={self.network}")
+        if self.egress:
+            out.append(f"egress={','.join(self.egress)}")
         if not self.read_only:
             out.append("writable root")
         if self.user.split(":")[0] in {"0", "root"}:
@@ -166,6 +187,10 @@ class SandboxStats(Message):
     disk_bytes: int | None = None
     """Its files on the disk, as of the last look a few seconds ago; null for one that can write nothing there."""
     disk_limit_bytes: int | None = None
+    egress_bytes: int = 0
+    """Through its proxy, both ways, since its node was started."""
+    egress_refused: int = 0
+    """Requests for hosts that its list does not name. Events tell which."""
 
 
 class RestartRequest(Message):
