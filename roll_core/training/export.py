@@ -85,7 +85,7 @@ class Policy:
 def load_policy(run: RunDirectory, step: int | None = None) -> Policy:
     """The policy of the newest whole checkpoint, or of that of ``step``. Raises CheckpointError when there is none."""
     alone = ["learner.processes=1", "learner.tensor_parallel=1", "learner.pipeline_parallel=1"]
-    recipe = run.recipe(["learner.device=cpu", *alone])
+    recipe = run.recipe(["learner.device=cpu", "learner.sequence_parallel=false", *alone])
     path = _checkpoint(run, recipe, step)
     tokenizer = Tokenizer.load(run.tokenizer)
     model = assembly.make_model(recipe, tokenizer)

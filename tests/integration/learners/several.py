@@ -27,8 +27,9 @@ COMMON = {"lr": 3e-3, "updates_per_batch": 2, "micro_batch_tokens": 48, "weight_
 CONFIGS = {
     "ppo": LearnerConfig(loss="ppo", **COMMON),
     "cispo": LearnerConfig(loss="cispo", lr_end=0.1, activation_checkpointing=True, **COMMON),
-    # The bonus weighed per token, as AsyPPO's entropy filter does, and a reference.
-    "filtered": LearnerConfig(loss="ppo", entropy_coef=0.05, kl_coef=0.1, temperature=0.8, **COMMON),
+    # AsyPPO: its batches are `asyppo`'s. With a reference beside.
+    "asyppo": LearnerConfig(loss="ppo", entropy_coef=0.05, kl_coef=0.1, temperature=0.8, **COMMON),
+    "bfloat16": LearnerConfig(loss="ppo", dtype="bfloat16", **COMMON),
 }
 MODELS = {
     "qwen3": TINY,

@@ -11,11 +11,14 @@ import psutil
 import pytest
 import torch
 
+from benchmarks.learner_equality import asyppo
 from roll_core.errors import CheckpointError, LearnerDead, RecipeError
 from roll_core.learners import LearnerConfig
 from roll_core.learners.megatron.layout import Layout
 from roll_core.learners.megatron.learner import MegatronLearner, missing_package
 from roll_core.learners.torch_learner import TorchLearner
+from roll_core.models import CausalLM, save_hf
+from roll_core.models.checkpoint import load_tensors
 from roll_core.types import TrainBatch
 from tests.integration.learners.several import CONFIGS, MODELS, Case, Learners, policy, weighed
 from tests.unit.learners.sharing import flat
@@ -55,23 +58,65 @@ def compare(batches: list[TrainBatch], torch_learner: TorchLearner, learners: Le
                 assert found[metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric
 
 
+def batches_of(config: str) -> list[TrainBatch]:
+    batches = [weighed(seed) for seed in range(5)]
+    return asyppo(batches, policy()) if config == "asyppo" else batches
+
+
 @pytest.mark.parametrize(
-    ("config", "sharded"), [("ppo", False), ("cispo", True), ("filtered", True)], ids=["ppo", "cispo", "filtered"]
+    ("config", "sharded"), [("ppo", False), ("cispo", True), ("asyppo", True)], ids=["ppo", "cispo", "asyppo"]
 )
 def test_five_steps_give_the_torch_learners_weights(learners: Learners, config: str, sharded: bool) -> None:
     plain = TorchLearner(policy(), CONFIGS[config])
     name = learners.new(Case("qwen3", config, sharded))
-    compare([weighed(seed) for seed in range(5)], plain, learners, name)
+    compare(batches_of(config), plain, learners, name)
     expected, found = plain.weights().tensors, learners.weights(name)
     assert found.keys() == expected.keys()
     assert (flat(found) - flat(expected)).abs().max() < 1e-4
     assert (flat(expected) - flat(dict(policy().named_parameters()))).abs().max() > 5e-3  # they have learned
 
 
+def test_rows_padded_or_packed_give_the_same(learners: Learners) -> None:
+    padded, packed = learners.new(Case("qwen3", "ppo", packing=False)), learners.new(Case("qwen3", "ppo"))
+    for batch in batches_of("ppo"):
+        one, other = (learners.tell(name, "train_step", batch, 0.0)[0] for name in (padded, packed))
+        assert one["learner/loss"] == pytest.approx(other["learner/loss"], abs=1e-5)
+        assert one["learner/padding_share"] == pytest.approx(other["learner/padding_spared"], abs=0.02)
+        assert one["learner/padding_share"] > 0.05
+        assert other["learner/padding_share"] == 0
+    assert (flat(learners.weights(padded)) - flat(learners.weights(packed))).abs().max() < 1e-4
+
+
+def test_bfloat16_stays_near_float32_and_keeps_float32(learners: Learners, tmp_path: Path) -> None:
+    plain, case = TorchLearner(policy(), CONFIGS["ppo"]), Case("qwen3", "bfloat16", distributed_optimizer=True)
+    name = learners.new(case)
+    before = flat(learners.weights(name))
+    assert torch.equal(before, flat(plain.weights().tensors))  # though the model has them rounded
+    for batch in batches_of("ppo"):
+        expected, found = plain.train_step(batch), learners.tell(name, "train_step", batch, 0.0)[0]
+        assert found["learner/loss"] == pytest.approx(expected["learner/loss"], abs=2e-2)
+    after, change = flat(learners.weights(name)), flat(plain.weights().tensors) - before
+    assert after.dtype == torch.float32
+    assert not torch.equal(after, after.bfloat16().float())
+    assert 1e-7 < (after - before - change).norm() < 0.25 * change.norm()
+    learners.tell(name, "save", tmp_path)
+    other = learners.new(Case("qwen3", "bfloat16"))
+    learners.tell(other, "load", tmp_path)
+    assert torch.equal(flat(learners.weights(other)), after)
+    for one in (name, other):
+        learners.tell(one, "train_step", weighed(9), 0.0)
+    assert torch.equal(flat(learners.weights(other)), flat(learners.weights(name)))
+
+
 @pytest.mark.parametrize("model", list(MODELS))
-def test_every_family_is_the_same_function(learners: Learners, model: str) -> None:
-    plain, name = TorchLearner(policy(model), CONFIGS["filtered"]), learners.new(Case(model, "filtered"))
-    assert torch.equal(flat(learners.weights(name)), flat(plain.weights().tensors))
+def test_every_family_is_the_same_function(learners: Learners, model: str, tmp_path: Path) -> None:
+    plain, name = TorchLearner(policy(model), CONFIGS["asyppo"]), learners.new(Case(model, "asyppo"))
+    there_and_back = CausalLM(MODELS[model], seed=99)
+    load_tensors(there_and_back, learners.weights(name))
+    for folder, one in (("before", policy(model)), ("after", there_and_back)):
+        save_hf(one, tmp_path / folder)
+    before, after = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("before", "after"))
+    assert before == after
     expected, found = plain.score(weighed(7)), learners.tell(name, "score", weighed(7))
     assert found[1:] == [None] * (len(found) - 1)
     assert torch.allclose(found[0].logprobs_BT, expected.logprobs_BT, atol=1e-5)
@@ -83,7 +128,7 @@ def test_every_family_is_the_same_function(learners: Learners, model: str) -> No
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole optimizer", "distributed optimizer"])
 def test_a_loaded_learner_goes_on_bit_for_bit(learners: Learners, tmp_path: Path, sharded: bool) -> None:
-    case = Case("qwen3", "filtered", sharded)
+    case = Case("qwen3", "asyppo", sharded)
     name = learners.new(case)
     for seed in range(2):
         learners.tell(name, "train_step", weighed(seed), 0.0)
@@ -97,16 +142,16 @@ def test_a_loaded_learner_goes_on_bit_for_bit(learners: Learners, tmp_path: Path
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole optimizer", "distributed optimizer"])
 def test_checkpoints_pass_between_megatron_and_torch(learners: Learners, tmp_path: Path, sharded: bool) -> None:
-    plain = TorchLearner(policy(), CONFIGS["filtered"])
+    plain = TorchLearner(policy(), CONFIGS["asyppo"])
     for seed in range(2):
         plain.train_step(weighed(seed))
     plain.save(tmp_path / "torch")
-    name = learners.new(Case("qwen3", "filtered", sharded))
+    name = learners.new(Case("qwen3", "asyppo", sharded))
     learners.tell(name, "load", tmp_path / "torch")
     assert torch.equal(flat(learners.weights(name)), flat(plain.weights().tensors))
     compare([weighed(3)], plain, learners, name)
     learners.tell(name, "save", tmp_path / "megatron")
-    other = TorchLearner(policy(), CONFIGS["filtered"])
+    other = TorchLearner(policy(), CONFIGS["asyppo"])
     other.load(tmp_path / "megatron")
     assert other.version == plain.version
     saved, expected = (learner._optimizers[0].state_dict() for learner in (other, plain))

@@ -35,7 +35,6 @@ def test_ranks_may_share_positions_and_passes_may_be_in_bfloat16() -> None:
         ([MEGATRON, "learner.optimizer=muon"], "is without optimizer=muon"),
         (["learner.sequence_parallel=true"], "are for learner.kind 'megatron'"),
         ([MEGATRON, ADAMW, "learner.sequence_parallel=true"], "for the ranks of learner.tensor_parallel: that is 1"),
-        ([MEGATRON, "learner.context_parallel=2"], "needs attention that goes round the ranks, as Transformer Engine's"),
         ([MEGATRON, ADAMW, "learner.lora_rank=4"], "is without lora_rank=4"),
     ],
 )
