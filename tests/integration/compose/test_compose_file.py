@@ -26,22 +26,23 @@ def resolved(command: list[str], *options: str, **environ: str) -> dict[str, Any
     return yaml.safe_load(done.stdout)
 
 
-def test_the_trainer_comes_only_when_asked_for(compose_command: list[str]) -> None:
-    services = resolved(compose_command, "--profile", "train")["services"]
+def test_trainer_and_grafana_come_only_when_asked_for(compose_command: list[str]) -> None:
+    services = resolved(compose_command, "--profile", "train", "--profile", "grafana")["services"]
     assert {name: service.get("profiles") for name, service in services.items()} == {
-        "database": None, "platform": None, "dashboard": None, "prometheus": None, "trainer": ["train"]
+        "database": None, "platform": None, "dashboard": None, "prometheus": None, "trainer": ["train"],
+        "grafana": ["grafana"],
     }  # fmt: skip
 
 
 def test_every_image_may_be_another(compose_command: list[str]) -> None:
-    names = {"ROCK_IMAGE", "ROCK_TRAIN_IMAGE", "ROCK_POSTGRES_IMAGE", "ROCK_PROMETHEUS_IMAGE"}
+    names = {"ROCK_IMAGE", "ROCK_TRAIN_IMAGE", "ROCK_POSTGRES_IMAGE", "ROCK_PROMETHEUS_IMAGE", "ROCK_GRAFANA_IMAGE"}
     own = {name: f"registry.example.org/{name.lower()}:7" for name in names}
-    services = resolved(compose_command, "--profile", "train", **own)["services"]
+    services = resolved(compose_command, "--profile", "train", "--profile", "grafana", **own)["services"]
     assert {service["image"] for service in services.values()} == set(own.values())
 
 
 def test_nothing_is_public(compose_command: list[str]) -> None:
-    services = resolved(compose_command, "--profile", "train")["services"]
+    services = resolved(compose_command, "--profile", "train", "--profile", "grafana")["services"]
     for name, service in services.items():
         assert "ports" not in service
         assert not service.get("privileged")
@@ -51,13 +52,15 @@ def test_nothing_is_public(compose_command: list[str]) -> None:
             assert "--host 127.0.0.1" in words
         if name == "prometheus":
             assert "--web.listen-address=127.0.0.1:" in words
+        if name == "grafana":
+            assert service["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     assert services["database"]["network_mode"] == "none"
     holders = [n for n, s in services.items() if "docker.sock" in str(s.get("volumes"))]
     assert holders == ["platform"]
 
 
 def test_secrets_come_in_files_alone(compose_command: list[str]) -> None:
-    file = resolved(compose_command, "--profile", "train", ROCK_SECRETS="/etc/rock/secrets")
+    file = resolved(compose_command, "--profile", "train", "--profile", "grafana", ROCK_SECRETS="/etc/rock/secrets")
     assert {s["file"] for s in file["secrets"].values()} == {
         "/etc/rock/secrets/rock_key", "/etc/rock/secrets/database_password"
     }  # fmt: skip
@@ -67,16 +70,27 @@ def test_secrets_come_in_files_alone(compose_command: list[str]) -> None:
 
 
 def test_everybody_waits_for_whom_they_need(compose_command: list[str]) -> None:
-    services = resolved(compose_command, "--profile", "train")["services"]
+    services = resolved(compose_command, "--profile", "train", "--profile", "grafana")["services"]
     needs = {name: set(service.get("depends_on") or {}) for name, service in services.items()}
     assert needs == {
         "database": set(), "platform": {"database"}, "dashboard": {"platform"}, "prometheus": {"platform"},
-        "trainer": {"platform"},
+        "trainer": {"platform"}, "grafana": set(),
     }  # fmt: skip
     for service in services.values():
         for needed, how in (service.get("depends_on") or {}).items():
             assert how["condition"] == "service_healthy"
             assert "healthcheck" in services[needed]
+
+
+def test_what_grafana_is_given_is_there(compose_command: list[str]) -> None:
+    service = resolved(compose_command, "--profile", "grafana")["services"]["grafana"]
+    given = [
+        str(volume.get("source") if isinstance(volume, dict) else volume.split(":")[0]) for volume in service["volumes"]
+    ]
+    assert all(Path(path).is_dir() for path in given)
+    folder = ROOT / "docker/grafana"
+    (provider,) = yaml.safe_load((folder / "provisioning/dashboards/rock-roll.yml").read_text())["providers"]
+    assert (folder / Path(provider["options"]["path"]).relative_to("/etc/rock-grafana")).is_file()
 
 
 def test_every_variable_is_explained() -> None:
