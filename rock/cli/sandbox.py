@@ -51,7 +51,7 @@ def create(
     """
     from rock.cli._client import ask
     from rock.sdk import Limits
-    from rock.sdk.client import lease_request
+    from rock.sdk.requests import lease_request
 
     if env and image:
         raise typer.BadParameter("give an image or --env, not both", param_hint="--env")
