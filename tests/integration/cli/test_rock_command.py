@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,29 @@ def server(home: Path) -> dict[str, Any]:
 
 def up(rock: Rock, *arguments: str) -> str:
     return rock("up", "-d", *FAKE, *arguments).stdout
+
+
+def altered(arguments: Sequence[str], *lines: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in which ``lines`` of Python were run before."""
+    script = ["import sys", f"sys.argv = {['rock', *arguments]!r}", *lines, "from rock.cli.main import main", "main()"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def in_the_foreground(until: Callable[[], Any]) -> subprocess.Popen[str]:
+    """``rock up``, as soon as ``until`` is true."""
+    argv = [sys.executable, "-m", "rock.cli", "up", *FAKE]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not until():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return process
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -72,6 +95,7 @@ def test_up_ps_exec_rm_down(rock: Rock, rock_process: Rock, rock_home: Path) -> 
     assert "leased" in rock("sandbox", "inspect", created).stdout
     rock("logs", created)
     assert "serving" in rock("logs").stdout
+    assert "does not recover" in rock("sandbox", "restart", created, code=1).stderr
     rock("sandbox", "rm", created)
     assert json.loads(rock("ps", "--json").stdout) == []
     running = read_server(rock_home)
@@ -186,30 +210,19 @@ def test_docker_without_permission_is_explained(rock: Rock, rock_home: Path) -> 
 
 def test_a_full_disk_is_a_storage_error(rock: Rock, rock_home: Path) -> None:
     """RLIMIT_FSIZE makes every larger write fail, as a full disk does."""
-    script = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "sys.argv = ['rock', 'up', '--runtime', 'fake', '--port', '0']\n"
-        "from rock.cli.main import main\n"
-        "main()\n"
+    done = altered(
+        ("up", "--runtime", "fake", "--port", "0"),
+        "import resource, signal",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
+        code=1,
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1, done.stderr
     assert "Error: " in done.stderr
-    assert "Traceback" not in done.stderr
     assert "space" in done.stderr
 
 
 def test_ctrl_c_in_the_foreground_stops_in_order(rock_home: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rock.cli", "up", *FAKE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not (rock_home / "server.json").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    process = in_the_foreground((rock_home / "server.json").exists)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
@@ -245,14 +258,8 @@ def test_doctor_lists_what_nobody_looks_after_and_down_removes_it(rock: Rock, ro
 
 
 def test_down_stops_a_platform_that_is_still_starting(rock: Rock, rock_home: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rock.cli", "up", *FAKE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not ((lock := rock_home / "server.lock").exists() and lock.read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    lock = rock_home / "server.lock"
+    process = in_the_foreground(lambda: lock.exists() and lock.read_text())
     assert f"pid {process.pid}, " in rock("down").stdout  # its guardian, and itself
     _, err = process.communicate(timeout=30)
     assert "Traceback" not in err
@@ -261,91 +268,70 @@ def test_down_stops_a_platform_that_is_still_starting(rock: Rock, rock_home: Pat
 
 
 def test_a_contributed_command_without_its_extra_says_which_to_install(rock_home: Path) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules['torch'] = None\n"
-        "sys.argv = ['rock', 'fly', '--far']\n"
-        "import importlib.metadata as m\n"
-        "from rock.cli import _contributed\n"
-        "point = m.EntryPoint('fly', 'no_such_package.cli:fly', 'rock.commands')\n"
-        "_contributed.entry_points = lambda: [point]\n"
-        "from rock.cli.main import main\n"
-        "main()\n"
+    done = altered(
+        ("fly", "--far"),
+        "sys.modules['torch'] = None",
+        "import importlib.metadata as m",
+        "from rock.cli import _contributed",
+        "point = m.EntryPoint('fly', 'no_such_package.cli:fly', 'rock.commands')",
+        "_contributed.entry_points = lambda: [point]",
+        code=1,
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
     assert "no_such_package" in done.stderr
     assert "rock-roll[fly]" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_package_that_a_command_misses_while_it_runs_is_told_with_the_extra(rock_home: Path) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules['torch'] = None\n"  # as if it were not installed
-        "sys.argv = ['rock', 'train', 'alfworld-tiny']\n"
-        "from rock.cli.main import main\n"
-        "main()\n"
+    done = altered(
+        ("train", "alfworld-tiny"),
+        "sys.modules['torch'] = None",  # as if it were not installed
+        code=1,
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
     assert "`rock train` needs torch" in done.stderr
     assert "rock-roll[train]" in done.stderr
     assert "bug" not in done.stderr
 
 
 def test_a_missing_part_of_the_project_itself_is_a_bug(rock_home: Path) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules['roll_core.training.run'] = None\n"
-        "sys.argv = ['rock', 'train', 'alfworld-tiny']\n"
-        "from rock.cli.main import main\n"
-        "main()\n"
+    done = altered(
+        ("train", "alfworld-tiny"),
+        "sys.modules['roll_core.training.run'] = None",
+        code=1,
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
     assert "roll_core.training.run" in done.stderr
     assert "This is a bug" in done.stderr
 
 
 def test_a_contributed_function_gets_its_arguments(rock_home: Path) -> None:
-    script = (
-        "import sys, types\n"
-        "module = types.ModuleType('wings')\n"
-        "def fly(where: str, far: bool = False) -> None:\n"
-        "    print('flying', where, far)\n"
-        "module.fly = fly\n"
-        "sys.modules['wings'] = module\n"
-        "import importlib.metadata as m\n"
-        "from rock.cli import _contributed\n"
-        "_contributed.entry_points = lambda: [m.EntryPoint('fly', 'wings:fly', 'rock.commands')]\n"
-        "sys.argv = ['rock', 'fly', 'south', '--far']\n"
-        "from rock.cli.main import main\n"
-        "main()\n"
+    done = altered(
+        ("fly", "south", "--far"),
+        "import types",
+        "module = types.ModuleType('wings')",
+        "def fly(where: str, far: bool = False) -> None:",
+        "    print('flying', where, far)",
+        "module.fly = fly",
+        "sys.modules['wings'] = module",
+        "import importlib.metadata as m",
+        "from rock.cli import _contributed",
+        "_contributed.entry_points = lambda: [m.EntryPoint('fly', 'wings:fly', 'rock.commands')]",
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
     assert done.stdout == "flying south True\n"
 
 
 def test_a_contributed_command_may_join_a_group(rock_home: Path) -> None:
-    script = (
-        "import sys, types\n"
-        "module = types.ModuleType('wings')\n"
-        "def fly(where: str) -> None:\n"
-        "    print('flying', where)\n"
-        "module.fly = fly\n"
-        "sys.modules['wings'] = module\n"
-        "import importlib.metadata as m\n"
-        "from rock.cli import _contributed\n"
-        "names = ('run.fly', 'no-such-group.fly')\n"
-        "_contributed.entry_points = lambda: [m.EntryPoint(n, 'wings:fly', 'rock.commands') for n in names]\n"
-        "sys.argv = ['rock', 'run', 'fly', 'south']\n"
-        "from rock.cli.main import main\n"
-        "main()\n"
+    done = altered(
+        ("run", "fly", "south"),
+        "import types",
+        "module = types.ModuleType('wings')",
+        "def fly(where: str) -> None:",
+        "    print('flying', where)",
+        "module.fly = fly",
+        "sys.modules['wings'] = module",
+        "import importlib.metadata as m",
+        "from rock.cli import _contributed",
+        "names = ('run.fly', 'no-such-group.fly')",
+        "_contributed.entry_points = lambda: [m.EntryPoint(n, 'wings:fly', 'rock.commands') for n in names]",
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
     assert done.stdout == "flying south\n"
 
 

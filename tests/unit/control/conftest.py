@@ -47,8 +47,9 @@ class ToyCatalog:
 class Stage:
     """A control plane over nodes ``a`` and ``b``, two machines: neither has the other's images."""
 
-    def __init__(self, home: Path, recovery: Recovery) -> None:
+    def __init__(self, home: Path, recovery: Recovery, capacity: int) -> None:
         self.home = home
+        self.capacity = capacity
         self.catalog = ToyCatalog(recovery)
         self.runtimes = {name: FakeRuntime(name) for name in "ab"}
         self.nodes: dict[str, Node] = {}
@@ -58,6 +59,7 @@ class Stage:
             config = NodeConfig(
                 name=name,
                 run_dir=self.home / name,
+                capacity=self.capacity,
                 probe_interval_s=0.1,
                 probe_timeout_s=0.5,
                 dead_after_s=1.0,
@@ -113,9 +115,9 @@ def stage() -> Callable[..., AbstractAsyncContextManager[Stage]]:
     """``async with stage() as it``: by itself its environment recovers by replay."""
 
     @asynccontextmanager
-    async def make(recovery: Recovery = "replay") -> AsyncIterator[Stage]:
+    async def make(recovery: Recovery = "replay", capacity: int = 64) -> AsyncIterator[Stage]:
         home = Path(tempfile.mkdtemp(prefix="rl-"))
-        made = Stage(home, recovery)
+        made = Stage(home, recovery, capacity)
         await made.begin()
         try:
             yield made
