@@ -11,13 +11,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.learner_equality import MODEL, ROWS, STEPS, asyppo, compare
+from benchmarks.learner_equality import make_batch as make_rows
+from benchmarks.learner_equality import policy as equal_policy
 from roll_core.errors import CheckpointError, LearnerDead
 from roll_core.learners import LearnerConfig
-from roll_core.learners.batching import deal
 from roll_core.learners.fsdp import FsdpLearner
 from roll_core.learners.processes import RankGroup, rank_device
 from roll_core.learners.torch_learner import TorchLearner
@@ -26,21 +26,6 @@ from roll_core.models.qwen import CausalLM
 from tests.unit.learners.sharing import Bench, batches, fail_on_one, flat, make_batch, policy
 
 torch.set_num_threads(1)
-
-
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 150), st.integers(1, 5))
-def test_every_row_is_dealt_to_one_rank_and_all_take_as_many_passes(
-    lengths: list[int], tokens: int, ranks: int
-) -> None:
-    dealt = deal(list(range(len(lengths))), lengths, tokens, ranks)
-    assert len(dealt) == ranks
-    assert len({len(share) for share in dealt}) == 1
-    rows = sorted(row for share in dealt for some in share for row in some)
-    assert rows == [row for row, length in enumerate(lengths) if length]
-    for some in (some for share in dealt for some in share if some):
-        assert len(some) == 1 or len(some) * max(lengths[r] for r in some) <= tokens
-    loads = [sum(lengths[r] for some in share for r in some) for share in dealt]
-    assert max(loads) - min(loads) <= max(lengths)
 
 
 def test_each_rank_has_a_gpu_of_its_own() -> None:
@@ -77,6 +62,28 @@ SETTINGS: dict[str, tuple[LearnerConfig, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("loss", ["PPO", "CISPO", "AsyPPO"])
+def test_five_steps_of_every_loss_give_the_torch_learners_weights(loss: str) -> None:
+    plain = [make_rows(MODEL, seed, ROWS, MODEL.max_context) for seed in range(STEPS)]
+    cell = compare("FSDP2, 2 processes", loss, asyppo(plain, equal_policy()) if loss == "AsyPPO" else plain)
+    assert cell.equal, cell
+    assert cell.changed > 5e-3  # they have learned
+
+
+def test_small_micro_batches_of_two_processes_learn_like_one_big_batch() -> None:
+    expected, plain = play(TorchLearner(policy(), LearnerConfig(lr=1e-3, entropy_coef=0.01, micro_batch_tokens=10_000)))
+    small = LearnerConfig(lr=1e-3, entropy_coef=0.01, micro_batch_tokens=30)
+    learner = FsdpLearner(policy(), small, processes=2, threads=1)
+    try:
+        found, shared = play(learner)
+    finally:
+        learner.close()
+    assert (plain - shared).abs().max() < 1e-4
+    for one, other in zip(expected, found, strict=True):
+        assert one["learner/loss"] == pytest.approx(other["learner/loss"], abs=1e-5)
+        assert one["learner/padding_share"] > other["learner/padding_share"]  # it did split them
+
+
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_two_processes_learn_what_one_would(name: str) -> None:
     config, shape = SETTINGS[name]
@@ -99,14 +106,21 @@ def test_two_processes_learn_what_one_would(name: str) -> None:
     assert (plain - flat(TorchLearner(policy(**shape), config).weights().tensors)).abs().max() > 1e-3  # it did learn
 
 
-def test_adapters_are_shared_out_too_and_leave_merged() -> None:
+def test_adapters_are_shared_out_too_and_leave_merged_and_are_saved(tmp_path: Path) -> None:
     config = LearnerConfig(lr=1e-2)
     expected, plain = play(TorchLearner(add_lora(policy(), 2, 4.0, seed=3), config))
     learner = FsdpLearner(add_lora(policy(), 2, 4.0, seed=3), config, processes=2, threads=1)
     try:
         found, shared = play(learner)
+        learner.save(tmp_path)
     finally:
         learner.close()
+    alone = FsdpLearner(add_lora(policy(), 2, 4.0, seed=99), config, processes=1, threads=1)
+    try:
+        alone.load(tmp_path)
+        assert torch.equal(flat(alone.weights().tensors), shared)
+    finally:
+        alone.close()
     assert (plain - shared).abs().max() < 1e-4
     assert found[-1]["learner/loss"] == pytest.approx(expected[-1]["learner/loss"], abs=1e-5)
 
@@ -140,6 +154,25 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path
 
 
 RESUMED = LearnerConfig(lr=1e-3, updates_per_batch=2, kl_coef=0.1, warmup_updates=4)
+
+
+def test_a_checkpoint_goes_from_two_processes_to_one_and_back(
+    saved: tuple[Path, Path, list[dict[str, float]], Tensor], tmp_path: Path
+) -> None:
+    _, between, expected, after = saved
+    source = between
+    for processes in (1, 2):
+        learner = FsdpLearner(CausalLM(policy().config, seed=99), RESUMED, processes=processes, threads=1)
+        try:
+            learner.load(source)
+            if processes == 1:
+                learner.save(source := tmp_path / "one")
+                continue
+            found = [learner.train_step(batch) for batch in batches()[2:]]
+            assert torch.equal(flat(learner.weights().tensors), after)  # nothing was lost on the way
+            assert [one["learner/loss"] for one in found] == [one["learner/loss"] for one in expected]
+        finally:
+            learner.close()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
