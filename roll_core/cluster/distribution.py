@@ -109,6 +109,8 @@ class Distribution:
         with self._lock:
             self._holders.pop(engine, None)
             self._receive_s.pop(engine, None)
+            if isinstance(self._channel, BroadcastChannel):
+                self._channel.lost(engine)
 
     def metrics(self) -> dict[str, float]:
         """``weights/…`` of the version that was published last. ``receive_s``: the longest that an engine took to have

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -222,6 +223,13 @@ def misplaced(placement: Placement, learner: Learner, engine: Engine, algorithm:
     """What the sections on who computes where ask for and cannot have, or None."""
     if placement.learner == "colocated" and (learner.processes > 1 or engine.tensor_parallel > 1):
         return "placement.learner 'colocated' shares one GPU: it needs learner.processes=1, engine.tensor_parallel=1"
+    if engine.tensor_parallel > 1 and (not placement.ray or placement.engines == "here"):
+        firsts = sorted(int(device.partition(":")[2] or 0) for device in engine.devices if device.startswith("cuda"))
+        if any(later - earlier < engine.tensor_parallel for earlier, later in pairwise(firsts)):
+            return (
+                f"engine.device gives some GPUs to two engines: with engine.tensor_parallel={engine.tensor_parallel} "
+                f"each has that many from its own on, found {', '.join(engine.devices)}; list devices that far apart"
+            )
     cuda = learner.device.startswith("cuda")
     for role in ("critics", "actor_attn", "reference"):
         if getattr(placement, role) == "colocated" and cuda and learner.processes > 1:

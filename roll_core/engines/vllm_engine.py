@@ -30,6 +30,7 @@ import torch
 from safetensors.torch import save_file
 
 from roll_core.engines.base import EngineStats, SamplingParams, check_fit, check_request
+from roll_core.engines.vllm_devices import MAKING, visible_gpus
 from roll_core.engines.vllm_stats import Meter, meter_class
 from roll_core.engines.vllm_worker import OWNER
 from roll_core.errors import EngineDead, RecipeError
@@ -162,12 +163,12 @@ class VllmEngine:
     def _make(self, arguments: Any) -> Any:
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        with _environment({OWNER: f"{os.getpid()}:{self._folder}", **self._cpu_environment()}):
+        with MAKING, _environment({OWNER: f"{os.getpid()}:{self._folder}", **self._device_environment()}):
             return AsyncLLM.from_engine_args(arguments, stat_loggers=[meter_class(self._meter)])
 
-    def _cpu_environment(self) -> dict[str, str]:
+    def _device_environment(self) -> dict[str, str]:
         if self._device != "cpu":
-            return {}
+            return visible_gpus(self._device, self._options.tensor_parallel, os.environ)
         # vLLM otherwise takes all cores and pins its threads to them, beside a learner that needs some.
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._threads or torch.get_num_threads())}
 

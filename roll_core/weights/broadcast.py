@@ -27,6 +27,9 @@ from roll_core.weights.packet import Bytes
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 120.0
+_DEADLINE = timedelta(seconds=DEADLINE_S)
+_CONNECT = timedelta(seconds=5)
+"""Where they meet is there before anybody is told of it, or is gone because a member was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ class Call:
 class BroadcastChannel:
     def __init__(self, host: str, *, device: str = "cpu") -> None:
         """``host``: this one, as the members know it. ``device``: ``cpu`` or ``cuda``, the members' too."""
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=DEADLINE_S))
         self._host, self._device = host, device
+        self._store: Any = None
         self._groups = 0
         self._sending: threading.Thread | None = None
         self.members: Sequence[str] = ()
@@ -70,6 +73,8 @@ class BroadcastChannel:
         if members != self._last:
             self._groups += 1
         self._last = members
+        if self._store is None:
+            self._store = TCPStore(self._host, 0, is_master=True, wait_for_workers=False, timeout=_DEADLINE)
         call = Call((self._host, self._store.port), f"group {self._groups}", members, self._device, len(packet))
         if members:
             self._sending = threading.Thread(target=self._send, args=(call, packet), name="broadcast", daemon=True)
@@ -87,6 +92,12 @@ class BroadcastChannel:
         """The group is over: the next broadcast makes another."""
         self._last = None
 
+    def lost(self, member: str) -> None:
+        """It will not come any more: who waits for it is told at once."""
+        if self._sending is not None and self._sending.is_alive() and member in (self._last or ()):
+            self._store = None  # where they would meet
+            self.renew()
+
     def settled(self) -> None:
         """Wait until the last one has ended, well or not."""
         if self._sending is not None:
@@ -102,7 +113,7 @@ def _broadcast(call: Call, rank: int, tensor: torch.Tensor) -> None:
     options = dist.BroadcastOptions()
     options.rootRank, options.rootTensor = 0, 0
     group = _group(call.address, call.group, rank, 1 + len(call.members), call.device)
-    group.broadcast([tensor], options).wait(timedelta(seconds=DEADLINE_S))
+    group.broadcast([tensor], options).wait(_DEADLINE)
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
 
@@ -110,12 +121,13 @@ def _broadcast(call: Call, rank: int, tensor: torch.Tensor) -> None:
 @lru_cache(maxsize=1)
 def _group(address: tuple[str, int], name: str, rank: int, count: int, device: str) -> Any:
     """Blocks until all are there. The one before is forgotten, and closes its connections."""
-    deadline = timedelta(seconds=DEADLINE_S)
-    store = PrefixStore(name, TCPStore(*address, is_master=False, timeout=deadline))
+    meeting = TCPStore(*address, is_master=False, timeout=_CONNECT)
+    meeting.set_timeout(_DEADLINE)
+    store = PrefixStore(name, meeting)
     if device == "cuda":
         return dist.ProcessGroupNCCL(store, rank, count, dist.ProcessGroupNCCL.Options())
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = deadline
+    options._timeout = _DEADLINE
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_address(address))]
     return dist.ProcessGroupGloo(store, rank, count, options)
 

@@ -9,12 +9,15 @@ from importlib import metadata
 import pytest
 import torch
 
-from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, Tokenizer
 from roll_core.training import assembly
 from roll_core.training.event_log import FILE
 from roll_core.training.lines import read
 from roll_core.types import TrainBatch
+
+from .trained_on import logprobs_under, seen
+
+__all__ = ["seen"]
 
 STEPS = 6
 
@@ -28,33 +31,8 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def seen(monkeypatch) -> tuple[list[TrainBatch], dict[int, dict[str, torch.Tensor]]]:
-    """Every batch that was trained on, and the weights of every version."""
-    batches: list[TrainBatch] = []
-    versions: dict[int, dict[str, torch.Tensor]] = {}
-    train_step, weights = TorchLearner.train_step, TorchLearner.weights
-
-    def training(self, batch, **how):
-        batches.append(batch)
-        return train_step(self, batch, **how)
-
-    def telling(self):
-        told = weights(self)
-        versions[told.version] = told.tensors
-        return told
-
-    monkeypatch.setattr(TorchLearner, "train_step", training)
-    monkeypatch.setattr(TorchLearner, "weights", telling)
-    return batches, versions
-
-
 def gap(model: CausalLM, weights: dict[str, torch.Tensor], batch: TrainBatch, of_BT: torch.Tensor) -> float:
-    model.load_state_dict(weights, strict=False)
-    with torch.no_grad():
-        table_BTV = model(batch.tokens_BT).log_softmax(-1)
-    chosen_BT = torch.nn.functional.pad(table_BTV[:, :-1].gather(2, batch.tokens_BT[:, 1:, None])[..., 0], (1, 0))
-    return float((chosen_BT - batch.behaviour_logprobs_BT).abs()[of_BT].max())
+    return float((logprobs_under(model, weights, batch) - batch.behaviour_logprobs_BT).abs()[of_BT].max())
 
 
 def test_training_goes_on_while_vllm_takes_new_weights(run, make_recipe, run_directory, seen) -> None:

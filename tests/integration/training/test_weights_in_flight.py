@@ -8,15 +8,16 @@ import itertools
 import json
 
 import pytest
-import torch
 
 from roll_core.engines.torch_engine import TorchEngine
-from roll_core.learners.torch_learner import TorchLearner
-from roll_core.models import CausalLM
+from roll_core.models import Tokenizer
 from roll_core.training import assembly
 from roll_core.training.event_log import FILE
 from roll_core.training.lines import read
-from roll_core.types import TrainBatch
+
+from .trained_on import logprobs_under, seen
+
+__all__ = ["seen"]
 
 BATCH = 8
 
@@ -43,35 +44,11 @@ def _batch_of(request_id: str) -> int:
 
 
 @pytest.fixture
-def seen(monkeypatch) -> tuple[list[TrainBatch], dict[int, dict[str, torch.Tensor]]]:
-    """Every batch that was trained on, and the weights of every version."""
-    batches: list[TrainBatch] = []
-    versions: dict[int, dict[str, torch.Tensor]] = {}
-    train_step, weights = TorchLearner.train_step, TorchLearner.weights
-
-    def training(self, batch, **how):
-        batches.append(batch)
-        return train_step(self, batch, **how)
-
-    def telling(self):
-        told = weights(self)
-        versions[told.version] = told.tensors
-        return told
-
-    monkeypatch.setattr(TorchLearner, "train_step", training)
-    monkeypatch.setattr(TorchLearner, "weights", telling)
+def _holding(monkeypatch) -> None:
     monkeypatch.setattr(assembly, "TorchEngine", HoldingEngine)
-    return batches, versions
 
 
-def logprobs_under(model: CausalLM, weights: dict[str, torch.Tensor], batch: TrainBatch) -> torch.Tensor:
-    model.load_state_dict(weights, strict=False)
-    with torch.no_grad():
-        table_BTV = model(batch.tokens_BT).log_softmax(-1)
-    chosen_BT = table_BTV[:, :-1].gather(2, batch.tokens_BT[:, 1:, None])[..., 0]
-    return torch.nn.functional.pad(chosen_BT, (1, 0))
-
-
+@pytest.mark.usefixtures("_holding")
 @pytest.mark.parametrize("turns", [1, 3], ids=["one turn", "agent"])
 def test_each_token_has_the_log_prob_of_the_version_that_sampled_it(
     run, make_recipe, run_directory, seen, turns: int
@@ -87,8 +64,6 @@ def test_each_token_has_the_log_prob_of_the_version_that_sampled_it(
     run(recipe, run_directory)
     batches, versions = seen
     assert len(batches) == 6
-    from roll_core.models import Tokenizer
-
     model = assembly.make_model(recipe, Tokenizer.load(run_directory.tokenizer))
     wrong = 0.0
     for trained_at, batch in enumerate(batches):

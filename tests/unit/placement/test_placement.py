@@ -46,7 +46,7 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    cuda, ray = draw(st.booleans()), draw(st.booleans())
+    cuda, ray, here = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
     learner = draw(st.sampled_from(["apart", "colocated", "here"]))
     followers = {role: draw(st.sampled_from(["here", "colocated", "apart"])) for role in ("critics", "actor_attn")}
     followers["reference"] = draw(st.sampled_from(["learner", "here", "colocated", "apart"]))
@@ -57,7 +57,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
             "count": draw(st.integers(1, 5)),
             "device": "cuda:{i}" if cuda else "cpu",
             "kind": "vllm" if cuda else "torch",
-            "tensor_parallel": 1 if single or not cuda else draw(st.integers(1, 4)),
+            "tensor_parallel": 1 if single or not (cuda and ray) or here else draw(st.integers(1, 4)),
         },
         learner={
             "kind": "fsdp" if processes > 1 else "torch",
@@ -66,7 +66,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         },
         placement={
             "ray": "auto" if ray else "",
-            "engines": draw(st.sampled_from(["spread", "packed", "here"])),
+            "engines": "here" if here else draw(st.sampled_from(["spread", "packed"])),
             "learner": learner,
             "cpus": draw(st.integers(1, 4)),
             **followers,
@@ -170,6 +170,13 @@ def test_what_cannot_share_the_learner_s_gpus_is_refused(role: str) -> None:
         RecipeError, match=r"placement.reference 'apart' is for the policy of algorithm.kl_coef, which is 0"
     ):
         recipe(placement={"reference": "apart"})
+
+
+def test_engines_that_share_gpus_among_their_ranks_have_their_own() -> None:
+    with pytest.raises(RecipeError, match=r"tensor_parallel=2 .* found cuda:0, cuda:1; list devices that far apart"):
+        recipe(engine={"kind": "vllm", "count": 2, "device": "cuda:{i}", "tensor_parallel": 2})
+    apart = {"kind": "vllm", "count": 2, "device": ["cuda:2", "cuda:0"], "tensor_parallel": 2}
+    assert make_plan(recipe(engine=apart), SMALL).seat("engine 0").devices == ("cuda:2", "cuda:3")
 
 
 def test_what_cannot_share_a_gpu_is_refused() -> None:
