@@ -17,6 +17,7 @@ import json
 import random
 import statistics
 import tempfile
+import threading
 import time
 from io import StringIO
 from pathlib import Path
@@ -112,16 +113,35 @@ def recipe(start: Path, steps: int, alpha: float) -> Recipe:
 
 
 class _Reporter(FileReporter):
-    """Also notes the processor time at the end of each step."""
+    """Also notes the processor time at the end of each step, of the process and of each of its threads."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.cpu_s: list[float] = []
+        self.thread_cpu_s: list[dict[str, float]] = []
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if "time/step_s" in values:
             self.cpu_s.append(time.process_time())
+            self.thread_cpu_s.append(_thread_cpu_s())
         super().metrics(step, values)
+
+    def thread_ms(self) -> dict[str, float]:
+        """Of a step, by the thread's name: the event loop is ``MainThread``."""
+        begin, end = self.thread_cpu_s[WARM_STEPS - 1], self.thread_cpu_s[-1]
+        steps = len(self.thread_cpu_s) - WARM_STEPS
+        found = {name: 1e3 * (cpu_s - begin.get(name, 0.0)) / steps for name, cpu_s in end.items()}
+        return {name: round(ms, 1) for name, ms in found.items() if ms >= 0.5}
+
+
+def _thread_cpu_s() -> dict[str, float]:
+    found: dict[str, float] = {}
+    for thread in threading.enumerate():
+        if thread.ident is not None:
+            clock = time.pthread_getcpuclockid(thread.ident)
+            name = thread.name.partition("_")[0]
+            found[name] = found.get(name, 0.0) + time.clock_gettime(clock)
+    return found
 
 
 def play_ours(start: Path, steps: int, alpha: float) -> dict[str, Any]:
@@ -129,7 +149,7 @@ def play_ours(start: Path, steps: int, alpha: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "run")
 
-        async def main() -> tuple[float, list[float]]:
+        async def main() -> tuple[float, _Reporter]:
             chosen = recipe(start, steps, alpha)
             directory.create(chosen, RunIdentity("run-0000000001"))
             reporter = _Reporter(directory.path)
@@ -141,16 +161,17 @@ def play_ours(start: Path, steps: int, alpha: float) -> dict[str, Any]:
             finally:
                 await reporter.close()
                 await sessions.close()
-            return time.thread_time() - begin_s, reporter.cpu_s
+            return time.thread_time() - begin_s, reporter
 
         # The loop's own thread does all but decode, learn and play: what is left is what keeping books costs.
-        loop_s, cpu_s = asyncio.run(main())
+        loop_s, reporter = asyncio.run(main())
         lines = [json.loads(line)["values"] for line in (directory.path / "metrics.jsonl").read_text().splitlines()]
     metrics = [values for values in lines if "time/step_s" in values]
     tokens = sum(values["learner/response_tokens"] for values in metrics)
     rewards = [v["rollout/reward"] for v in metrics if "rollout/reward" in v]  # none where no episode ended in a step
-    return _measured([v["time/step_s"] for v in metrics], cpu_s, rewards) | {
+    return _measured([v["time/step_s"] for v in metrics], reporter.cpu_s, rewards) | {
         "loop_thread_s": round(loop_s, 2),
+        "thread_ms_per_step": reporter.thread_ms(),
         "tokens": int(tokens),
     }
 

@@ -11,7 +11,8 @@
   samples per second, ``ratio_vs_trl_cpu`` samples per second of processor time, which other work on the machine
   disturbs less. α = 1 keeps the engine's thread and the learner's busy at once: that needs a second free core.
   ``bookkeeping_us_per_token`` is the time of the event loop's thread per sampled token: scheduling, ledger, event log,
-  metrics, start and end of the run.
+  metrics, start and end of the run; ``thread_ms_per_step`` of an arm is the processor time of each of its threads.
+  ``rss_mib`` is the most memory that an arm's process ever held.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ def measure_training(steps: int, rounds: int) -> dict[str, Any]:
         "ratio_vs_trl_sync": ratio("sync", "samples_per_s"),
         "ratio_vs_trl_cpu": ratio("async", "samples_per_cpu_s"),
         "bookkeeping_us_per_token": round(statistics.median(books), 1),
+        "rss_mib": {arm: max(one["rss_mib"] for one in results) for arm, results in found.items()},
         "arms": found,
     }
 
