@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -17,20 +14,19 @@ from roll_core.models.tokenizer import Tokenizer
 from roll_core.training import assembly
 from roll_core.training.export import export
 from roll_core.training.replay import replay
+from tests.integration.training.killing import LEARNER, SECTIONS, STEPS, kill_one, ranks_left
 
 pytestmark = [
     pytest.mark.skipif(bool(missing_package()), reason=missing_package() or "-"),
     pytest.mark.xdist_group("megatron"),
 ]
-STEPS = 4
 
 
 @pytest.fixture
 def recipe(make_recipe):
     return make_recipe(
-        learner={"kind": "megatron", "processes": 2, "tensor_parallel": 2, "lr": 0.001, "updates_per_batch": 2},
+        learner={"kind": "megatron", "tensor_parallel": 2, "sequence_parallel": True, **LEARNER},
         model={"heads": 2, "kv_heads": 2},
-        rollout={"alpha": 0, "group_size": 4, "groups_per_batch": 2, "concurrency": 8},
         algorithm={
             "advantage": "gae",
             "loss": "ppo",
@@ -48,34 +44,14 @@ def recipe(make_recipe):
             "head_dim": 8,
             "intermediate": 32,
         },
-        warm_start={"epochs": 4},
-        training={"steps": STEPS, "threads": 1},
-        checkpoint={"every_steps": 2},
-        evaluation={"tasks": 0},
+        **SECTIONS,
     )
-
-
-def words_of(process: psutil.Process) -> str:
-    """Its command line; nothing where it has ended, as what other tests left to be reaped has."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def test_a_killed_process_changes_nothing_and_torch_can_take_over(
     run, recipe, run_directory, monkeypatch, tmp_path: Path
 ) -> None:
-    killed: list[MegatronLearner] = []
-    original = MegatronLearner.train_step
-
-    def faulty(learner: MegatronLearner, batch, *, progress=0.0):
-        if not killed and learner.version == 3:  # a step after the last checkpoint
-            killed.append(learner)
-            os.kill(learner.pids[1], signal.SIGKILL)
-        return original(learner, batch, progress=progress)
-
-    monkeypatch.setattr(MegatronLearner, "train_step", faulty)
+    killed = kill_one(monkeypatch, MegatronLearner)
     assert run(recipe, run_directory).steps == STEPS
     assert killed
     assert [(one.step, one.same) for one in replay(run_directory)] == [(n, True) for n in range(STEPS + 1)]
@@ -88,5 +64,4 @@ def test_a_killed_process_changes_nothing_and_torch_can_take_over(
     plain.load(newest / "learner")
     found = dict(load_hf(exported.directory).named_parameters())
     assert all(torch.equal(found[name], tensor) for name, tensor in plain.weights().tensors.items())
-    children = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in words_of(p)]
-    assert children == []
+    assert ranks_left() == []
