@@ -1,8 +1,14 @@
-"""``python -m benchmarks.swebench --data DIR [--quick] [--jobs N]``: whether the judge of swebench can be believed.
+"""``python -m benchmarks.swebench --data DIR [--quick] [--jobs N] [--faults | --recovery]``: whether the judge of
+swebench can be believed.
 
 Plays every instance of DIR (as ``rock env make-swe`` writes it) three times through the trainer's own episodes, in
 Docker sandboxes: the reference solution, an empty submission, and one that leaves the bug and tampers with the tests.
 Expected are 100, 0 and 0 % resolved and no void episode; anything else is exit code 1. ``--quick``: six instances.
+
+``--faults``: sixteen episodes at once, of the three kinds in turn, each with ten steps of ordinary work, while every
+two seconds the sandbox of one, the judge's too, is killed, paused or frozen, or its environment's process is killed.
+Those that end void are played again, as the trainer does; none may be lost or scored wrongly. ``--recovery``: the
+container is killed after step 15, ten times.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measuring import home, machine, platform
+from benchmarks._swe_faults import Striker, long_plans, recoveries, verdicts
 from envs.swebench.prepare import expert_actions
 from rock.domain.outcome import Completed
 from rock.sdk import Rock
@@ -44,6 +51,8 @@ find . -name 'test_*.py' -exec sh -c 'printf "def test_all():\\n    pass\\n" > "
 git add -A && git commit -qm 'all tests pass' """
 """Hooks that turn failures into successes, another pytest, settings that run nothing, tests that test nothing."""
 
+ROUNDS = 4
+"""Under faults: how often an episode that ends void is played, at most."""
 EXPECTED = {"gold": 1.0, "empty": 0.0, "tampering": 0.0}
 
 
@@ -115,7 +124,7 @@ async def play(rock: Rock, plans: Mapping[str, tuple[str, list[str]]], jobs: int
         rock, "swebench", run_id="", wait_s=600, ttl_s=60, reset_s=120, step_s=600, recovery_s=120
     )  # fmt: skip
     limits = EpisodeLimits(
-        max_turns=10, max_tokens_per_turn=1 << 20, max_context_tokens=1 << 24, open_s=900, reset_s=120, step_s=900,
+        max_turns=30, max_tokens_per_turn=1 << 20, max_context_tokens=1 << 24, open_s=900, reset_s=120, step_s=900,
         generate_s=60, episode_s=2400,
     )  # fmt: skip
     engine = ScriptedEngine({episode: actions for episode, (_, actions) in plans.items()})
@@ -151,6 +160,35 @@ async def measure(url: str, rows: Sequence[Any], jobs: int) -> dict[str, Any]:
         return {"arms": report(played), "elapsed_s": round(time.monotonic() - began, 1), "machine": machine()}
 
 
+async def measure_under_faults(
+    url: str, rows: Sequence[Any], place: Path, *, episodes: int = 16, steps: int = 10
+) -> dict[str, Any]:
+    """All episodes at once, and a striker beside them. ``lost``: those that had no verdict in the end."""
+    async with Rock(url) as rock, Rock(url) as other:
+        plans = open_plans = long_plans(plans_of(rows), episodes, steps)
+        began = time.monotonic()
+        striker = Striker(other, place)
+        striking = asyncio.create_task(striker.run())
+        rounds: list[dict[str, Any]] = []
+        try:
+            while open_plans and len(rounds) < ROUNDS:
+                rounds.append(verdicts(await play(rock, open_plans, episodes), EXPECTED))
+                open_plans = {episode: plans[episode] for episode in rounds[-1]["void"]}
+        finally:
+            striking.cancel()
+            await asyncio.gather(striking, return_exceptions=True)
+    return {
+        "episodes": len(plans),
+        "lost": len(open_plans),
+        "mis_scored": [wrong for one in rounds for wrong in one["mis_scored"].items()],
+        "void": [void for one in rounds for void in one["void"].items()],
+        "recovered": sum(one["recovered"] for one in rounds),
+        "faults": dict(striker.done),
+        "elapsed_s": round(time.monotonic() - began, 1),
+        "machine": machine(),
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     from envs.swebench.judge.prepare import instances
     from rock.runtimes.building import build_environment
@@ -160,15 +198,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="directory that `rock env make-swe --out` wrote")
     parser.add_argument("--quick", action="store_true", help="six instances")
     parser.add_argument("--jobs", type=int, default=2, help="episodes at a time")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--faults", action="store_true", help="sixteen episodes at once, sandboxes killed and frozen")
+    how.add_argument("--recovery", action="store_true", help="seconds to go on after a container is killed at step 15")
     args = parser.parse_args(argv)
     os.environ["SWEBENCH_DATA"] = str(args.data.absolute())
     with home() as place:
         for name in ("swebench", "swebench-judge"):
             build_environment(EnvCatalog(place), name, quick=args.quick, force=True)
-        with platform(place, runtime="docker", capacity=3 * args.jobs + 4, pools={}) as url:
+        capacity = 64 if args.faults else 3 * args.jobs + 4
+        with platform(place, runtime="docker", capacity=capacity, pools={}) as url:
             rows = instances(args.data, quick=args.quick)
-            result = asyncio.run(measure(url, rows, args.jobs))
+            if args.faults:
+                result = asyncio.run(measure_under_faults(url, rows, place))
+            elif args.recovery:
+                result = asyncio.run(recoveries(url, rows, place, 10)) | {"machine": machine()}
+            else:
+                result = asyncio.run(measure(url, rows, args.jobs))
     sys.stdout.write(json.dumps({"instances": len(rows), **result}, indent=1) + "\n")
+    if args.faults:
+        return int(bool(result["lost"] or result["mis_scored"]))
+    if args.recovery:
+        return int(result["resolved"] != result["episodes"])
     return int(any(arm["unexpected"] or arm["void"] for arm in result["arms"].values()))
 
 
