@@ -1,4 +1,4 @@
-"""``python -m benchmarks.sandbox_exec [--quick]``: what an agent's commands, files and copies cost in a sandbox.
+"""``python -m benchmarks.sandbox_exec [--quick] [--files]``: what commands, files and copies cost in a sandbox.
 
 Starts a platform of its own on Docker, leases hardened containers through the public SDK, and prints one JSON object as
 its last line. Compared with each other are only numbers of the same run, taken in turns. Wall time:
@@ -65,11 +65,13 @@ _QUICK = Scale(commands=100, slow_commands=20, crowd_commands=60, repeats=2)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.sandbox_exec", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer of everything: under a minute")
+    parser.add_argument("--files", action="store_true", help="files and archives alone")
     args = parser.parse_args(argv)
     if not (found := check_docker()).ok:
         print(f"This needs Docker: {found.detail}. {found.remedy}")
         return 1
-    print(json.dumps(run(_QUICK if args.quick else _FULL)))
+    scale = _QUICK if args.quick else _FULL
+    print(json.dumps(run_files(scale) if args.files else run(scale)))
     return 0
 
 
@@ -79,6 +81,17 @@ def run(scale: Scale) -> dict[str, Any]:
         ensure_base_image()
         with platform(directory, runtime="docker", capacity=CROWD + COPIES, pools={}) as url:
             return asyncio.run(measure(url, scale, python, problem)) | machine()
+
+
+def run_files(scale: Scale) -> dict[str, Any]:
+    async def alone(url: str) -> dict[str, Any]:
+        async with Rock(url) as rock, rock.sandbox(spec=SandboxSpec(image=BASE_TAG, limits=_ROOMY)) as box:
+            return await files(box, scale.repeats)
+
+    with home() as directory:
+        ensure_base_image()
+        with platform(directory, runtime="docker", capacity=1, pools={}) as url:
+            return asyncio.run(alone(url)) | machine()
 
 
 async def measure(url: str, scale: Scale, python: str, problem: str) -> dict[str, Any]:

@@ -10,6 +10,9 @@ a socket cannot cross). Any number of connections, any number of requests in fli
     ← {"id": 7, "ok": true, "value": {"observation": …, "reward": 0.0, "terminated": false, …}}
     ← {"id": 7, "ok": false, "error": {"type": "urn:rock:environment-error", "detail": …, "hint": …}}
 
+Bytes may go behind a line instead of into it, as base64: a request with ``"data_bytes": N`` is followed by so many (for
+every field ``data_b64`` below), and to one with ``"raw": true`` so is the answer, in place of its ``data_b64``.
+
 Error types are the codes of ``rock.domain.errors``. Operations (fields → value):
 
     hello         → {"protocol": 1, "pid", "python", "env": "none|loading|ready|dead", "epoch"}

@@ -1,4 +1,4 @@
-"""The operations beside environment, shells and single commands: jobs, archives, watching, tunnels, pausing, usage.
+"""Beside environment, shells and single commands: jobs, files, archives, watching, tunnels, pausing, usage.
 
 While the sandbox is paused only what reads nothing from a stopped process is answered; the rest is refused at once
 rather than left to time out.
@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from rock.guest import pausing, programs
+from rock.guest import files, pausing, programs
 from rock.guest.connection import Connection
 from rock.guest.errors import GuestError, invalid
 from rock.guest.fields import data, environment, field, program
@@ -52,6 +52,9 @@ class Beside:
             "job.close": self._close,
             "tar.pack": self._pack,
             "tar.unpack": self._unpack,
+            "file.read": self._file_read,
+            "file.write": self._file_write,
+            "file.list": self._file_list,
             "file.watch": self._watch,
             "tunnel": self._tunnel,
             "pause": self._pause,
@@ -112,7 +115,12 @@ class Beside:
         wait_s = request.get("wait_s") or 0.0
         if offset < 0 or size < 1 or isinstance(wait_s, bool) or not isinstance(wait_s, (int, float)) or wait_s < 0:
             raise invalid("offset %r, size %r, wait_s %r: expected at least 0, 1 and 0" % (offset, size, wait_s))
-        answer = _answering(connection, id_json)
+        raw = field(request, "raw", bool, False)
+
+        def answer(value: Any) -> None:
+            if connection.open:
+                connection.send_data(id_json, value, raw)
+
         self._job(request).read(offset, min(size, MAX_READ_BYTES), min(float(wait_s), MAX_WAIT_S), answer)
         return LATER
 
@@ -141,6 +149,28 @@ class Beside:
         if job is not None:
             job.close()
         return {}
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _file_read(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        offset, length = field(request, "offset", int, 0), field(request, "length", int, files.MAX_READ_BYTES)
+        if offset < 0 or length < 1:
+            raise invalid("offset %d and length %d: expected at least 0 and 1" % (offset, length))
+        value = files.read(field(request, "path", str), offset, length)
+        connection.send_data(id_json, value, field(request, "raw", bool, False))
+        return LATER
+
+    def _file_write(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        mode = request.get("mode")
+        if mode is not None and (not isinstance(mode, int) or not 0 <= mode <= 0o7777):
+            raise invalid("mode is %r, expected a number such as 420 (0o644)" % (mode,))
+        append = field(request, "append", bool, False)
+        if "data" not in request:
+            field(request, "data_b64", str)
+        return files.write(field(request, "path", str), data(request, "data_b64"), append, mode)
+
+    def _file_list(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+        return files.listing(field(request, "path", str))
 
     # --- archives and watching ----------------------------------------------------------------------------------------
 

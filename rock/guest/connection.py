@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
     from rock.guest.server import Server
 
 MAX_LINE_BYTES = 64 << 20
+MAX_DATA_BYTES = 16 << 20
+"""Behind one line."""
 MAX_UNREAD_BYTES = 256 << 20
 """Answers a client does not read; past that it is cut off, before it takes the sandbox's memory."""
 
@@ -30,6 +33,8 @@ class Connection:
         self._on_close = on_close
         self._writer = Writer(self._loop, write_fd)
         self._buffer = bytearray()
+        self._missing = 0
+        self._then: Any = None
         self.execs: set[Any] = set()
         self.open = True
         self._loop.add_reader(read_fd, self._readable)
@@ -68,22 +73,50 @@ class Connection:
 
     def take(self, data: bytes) -> None:
         """What came in, cut wherever it was."""
-        if not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one whole line
+        if not self._buffer and not self._missing and data.find(b"\n") == len(data) - 1:  # the usual case: a whole line
             self._server.handle(self, data)
             return
         seen = len(self._buffer)
         self._buffer += data
-        begin, end = 0, self._buffer.find(b"\n", seen)
-        while end >= 0 and self.open:
-            self._server.handle(self, bytes(self._buffer[begin:end]))
-            begin, end = end + 1, self._buffer.find(b"\n", end + 1)
-        del self._buffer[:begin]
+        while self.open:
+            if self._missing:
+                if len(self._buffer) < self._missing:
+                    return
+                raw, then = bytes(memoryview(self._buffer)[: self._missing]), self._then
+                del self._buffer[: self._missing]
+                self._missing, self._then = 0, None
+                then(raw)
+            else:
+                end = self._buffer.find(b"\n", seen)
+                if end < 0:
+                    break
+                line = bytes(memoryview(self._buffer)[:end])
+                del self._buffer[: end + 1]
+                self._server.handle(self, line)
+            seen = 0
         if len(self._buffer) > MAX_LINE_BYTES:
             self.send_error("null", invalid("a line of more than %d bytes" % MAX_LINE_BYTES))
             self.close()
 
+    def expect(self, size: int, then: Any) -> None:
+        """The next ``size`` bytes, at least one, are no lines: ``then(bytes)`` when they are here."""
+        self._missing, self._then = size, then
+
+    def send_data(self, id_json: str, value: dict[str, Any], raw: bool) -> None:
+        """Of ``value`` the bytes in "data" go as they are behind the line, if the request wants that; else in it."""
+        data = value.pop("data")
+        if not raw:
+            value["data_b64"] = base64.b64encode(data).decode()
+            self.send(id_json, json.dumps(value, separators=(",", ":")).encode())
+            return
+        head = '{"id":%s,"ok":true,"data_bytes":%d,"value":%s}\n' % (id_json, len(data), json.dumps(value))
+        self._written(head.encode() + data)
+
     def send(self, id_json: str, value_json: bytes) -> None:
-        self._writer.write(b'{"id":' + id_json.encode() + b',"ok":true,"value":' + value_json + b"}\n")
+        self._written(b'{"id":' + id_json.encode() + b',"ok":true,"value":' + value_json + b"}\n")
+
+    def _written(self, frame: bytes) -> None:
+        self._writer.write(frame)
         if self._writer.pending_bytes > MAX_UNREAD_BYTES:
             self.close()
 

@@ -51,6 +51,9 @@ def program(request: dict[str, Any]) -> list[Any]:
 
 
 def data(request: dict[str, Any], name: str) -> bytes:
+    """What came behind the request's line, or in it as base64."""
+    if "data" in request:
+        return bytes(request["data"])
     try:
         return base64.b64decode(field(request, name, str, ""), validate=True)
     except binascii.Error as error:

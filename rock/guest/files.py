@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import stat
 
-from rock.guest.errors import GuestError, invalid
+from rock.guest.errors import GuestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a sandbox starts sooner without the typing module
@@ -25,15 +23,11 @@ def read(path: str, offset: int, length: int) -> dict[str, Any]:
             eof = len(data) < wanted or not file.read(1)
     except OSError as error:
         raise refused(path, error) from error
-    return {"data_b64": base64.b64encode(data).decode(), "eof": eof}
+    return {"data": data, "eof": eof}
 
 
-def write(path: str, data_b64: str, append: bool, mode: Any) -> dict[str, Any]:
+def write(path: str, data: bytes, append: bool, mode: Any) -> dict[str, Any]:
     """Makes missing directories on the way."""
-    try:
-        data = base64.b64decode(data_b64, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise invalid("data_b64 is not base64: %s" % error) from error
     try:
         parent = os.path.dirname(path)
         if parent:

@@ -8,7 +8,6 @@ lost); "ended" is said only together with the last byte.
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import os
 import signal
@@ -162,7 +161,7 @@ class Job:
 
     def _value(self, begin: int, data: bytes) -> dict[str, Any]:
         ended = self.exit_code is not None and begin + len(data) >= self.output.end
-        value = {"offset": begin, "data_b64": base64.b64encode(data).decode(), "ended": ended, "exit_code": None}
+        value = {"offset": begin, "data": data, "ended": ended, "exit_code": None}
         if ended:
             value["exit_code"], value["stderr"] = self.exit_code, self._errors.text()
         return value

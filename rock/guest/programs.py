@@ -14,7 +14,8 @@ else:
     names = [(os.path.basename(path), path)]
 def fit(entry):
     return entry if entry.isreg() or entry.isdir() or entry.issym() or entry.islnk() else None
-with tarfile.open(fileobj=sys.stdout.buffer, mode="w|gz" if zipped == "1" else "w|", format=tarfile.PAX_FORMAT) as made:
+mode = "w|gz" if zipped == "1" else "w|"
+with tarfile.open(fileobj=sys.stdout.buffer, mode=mode, bufsize=1 << 20, format=tarfile.PAX_FORMAT) as made:
     for name, source in names:
         try:
             made.add(source, name, filter=fit)
@@ -31,7 +32,7 @@ count = 0
 def inside(name):
     root = os.path.realpath(path)
     return os.path.commonpath([root, os.path.realpath(os.path.join(path, name))]) == root
-with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as given:
+with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*", bufsize=1 << 20) as given:
     for entry in given:
         if os.path.isabs(entry.name) or not inside(entry.name):
             sys.exit("the archive's entry %r lies outside of %s" % (entry.name, path))

@@ -8,10 +8,9 @@ import socket
 import sys
 import time
 
-from rock.guest import files
 from rock.guest.beside import LATER, Beside
 from rock.guest.commands import DEFAULT_OUTPUT_BYTES, Exec
-from rock.guest.connection import Connection
+from rock.guest.connection import MAX_DATA_BYTES, Connection
 from rock.guest.envhost import ENDED, ERROR
 from rock.guest.episode import CACHED, JOIN, Episode, Fence
 from rock.guest.errors import GuestError, invalid
@@ -67,9 +66,6 @@ class Server:
             "shell.interrupt": self._shell_interrupt,
             "shell.close": self._shell_close,
             "exec": self._exec,
-            "file.read": self._file_read,
-            "file.write": self._file_write,
-            "file.list": self._file_list,
             "log": self._log,
             "shutdown": self._shutdown,
         }
@@ -119,14 +115,29 @@ class Server:
     def handle(self, connection: Connection, line: bytes) -> None:
         id_json = "null"
         try:
-            try:
-                request = json.loads(line)
-                id_json = json.dumps(request.get("id"))
-            except (ValueError, AttributeError) as error:
-                raise invalid("a frame is not a JSON object: %s" % error) from error
-            handler = self._handlers.get(request.get("op"))
+            request = json.loads(line)
+            id_json = json.dumps(request.get("id"))
+        except (ValueError, AttributeError) as error:
+            connection.send_error(id_json, invalid("a frame is not a JSON object: %s" % error))
+            return
+        request.pop("data", None)  # only what comes behind the line
+        size = request.get("data_bytes")
+        if size is None:
+            self._do(request, connection, id_json)
+        elif isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_DATA_BYTES:
+            connection.send_error("null", invalid("data_bytes is %.40r, expected 0 to %d" % (size, MAX_DATA_BYTES)))
+            connection.close()  # where the next line begins is anybody's guess
+        elif size:
+            connection.expect(size, lambda raw: self._do(dict(request, data=raw), connection, id_json))
+        else:
+            self._do(dict(request, data=b""), connection, id_json)
+
+    def _do(self, request: dict[str, Any], connection: Connection, id_json: str) -> None:
+        try:
+            op: Any = request.get("op")
+            handler = self._handlers.get(op)
             if handler is None:
-                raise invalid("unknown operation %r" % (request.get("op"),))
+                raise invalid("unknown operation %r" % (op,))
             self.fence.check(request.get("epoch"))
             self._beside.check(request["op"])
             value = handler(request, connection, id_json)
@@ -328,7 +339,7 @@ class Server:
             raise GuestError("conflict", "the environment is being closed", "Wait for the answer to env.close.")
         return self.env
 
-    # --- commands and files -------------------------------------------------------------------------------------------
+    # --- commands ----------------------------------------------------------------------------------------------------
 
     def _shell_open(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
         self._shell_count += 1
@@ -379,19 +390,3 @@ class Server:
         )
         connection.execs.add(running)
         return LATER
-
-    def _file_read(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
-        offset, length = field(request, "offset", int, 0), field(request, "length", int, files.MAX_READ_BYTES)
-        if offset < 0 or length < 1:
-            raise invalid("offset %d and length %d: expected at least 0 and 1" % (offset, length))
-        return files.read(field(request, "path", str), offset, length)
-
-    def _file_write(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
-        mode = request.get("mode")
-        if mode is not None and (not isinstance(mode, int) or not 0 <= mode <= 0o7777):
-            raise invalid("mode is %r, expected a number such as 420 (0o644)" % (mode,))
-        append = field(request, "append", bool, False)
-        return files.write(field(request, "path", str), field(request, "data_b64", str), append, mode)
-
-    def _file_list(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
-        return files.listing(field(request, "path", str))

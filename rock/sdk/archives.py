@@ -61,14 +61,14 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 
 
 def _pack(directory: Path, write_fd: int) -> None:
-    with os.fdopen(write_fd, "wb") as writer, tarfile.open(fileobj=writer, mode="w|") as archive:
+    with os.fdopen(write_fd, "wb") as writer, tarfile.open(fileobj=writer, mode="w|", bufsize=_PIECE_BYTES) as archive:
         for child in sorted(directory.iterdir()):
             archive.add(child, child.name)
 
 
 def _unpack(read_fd: int, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(read_fd, "rb") as reader, tarfile.open(fileobj=reader, mode="r|*") as archive:
+    with os.fdopen(read_fd, "rb") as reader, tarfile.open(fileobj=reader, mode="r|*", bufsize=_PIECE_BYTES) as archive:
         for entry in archive:
             if not (entry.isfile() or entry.isdir()):
                 continue

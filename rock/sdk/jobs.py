@@ -6,7 +6,6 @@ output (``keep="all"``) waits for its reader; a job that is closed leaves no pro
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -53,9 +52,15 @@ class Job:
         """The next output; empty when there is none within ``wait_s``, or it has ended and all is read (then
         ``exit_code`` is set)."""
         value = await self._held.call(
-            "job.read", timeout_s=wait_s + _CALL_S, job=self.name, offset=self._offset, wait_s=wait_s, repeatable=True
+            "job.read",
+            timeout_s=wait_s + _CALL_S,
+            job=self.name,
+            offset=self._offset,
+            wait_s=wait_s,
+            raw=True,
+            repeatable=True,
         )
-        data = base64.b64decode(value["data_b64"])
+        data: bytes = value["data"]
         self.lost_bytes += value["offset"] - self._offset
         self._offset = value["offset"] + len(data)
         if value["ended"]:
@@ -80,8 +85,8 @@ class Job:
         raw = data.encode() if isinstance(data, str) else data
         for start in range(0, max(1, len(raw)), _PIECE_BYTES):
             last = start + _PIECE_BYTES >= len(raw)
-            piece = base64.b64encode(raw[start : start + _PIECE_BYTES]).decode()
-            await self._held.call("job.write", timeout_s=_CALL_S, job=self.name, data_b64=piece, eof=eof and last)
+            piece = memoryview(raw)[start : start + _PIECE_BYTES]
+            await self._held.call("job.write", timeout_s=_CALL_S, job=self.name, attached=piece, eof=eof and last)
 
     async def signal(self, signal: str | int = "SIGINT") -> None:
         """Send a signal to the program and all in its group. Raises InvalidRequest (caller) for an unknown one."""

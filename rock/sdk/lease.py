@@ -287,11 +287,6 @@ class HeldLease:
             self._silent_at = asyncio.get_running_loop().time()
             self._beat_now.set()
 
-    async def drain(self) -> None:
-        """Wait until the sandbox has taken what was sent."""
-        if self._guest is not None:
-            await self._guest.drain()
-
     async def _connect(self) -> GuestClient:
         """To the guest's own socket if it is on this machine, else through the node's gateway."""
         if self._guest is not None and not self._guest.closed:

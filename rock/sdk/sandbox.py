@@ -16,8 +16,8 @@ from rock.sdk.jobs import FileChange, Job
 from rock.sdk.lease import HeldLease
 from rock.wire.models import ExecResult, LeaseView
 
-# One frame of a file: large enough that base64 and the round trip don't matter, small against the guest's memory.
-CHUNK_BYTES = 1 << 20
+# One frame of a file: large enough that the round trip doesn't matter, small against the guest's memory.
+CHUNK_BYTES = 4 << 20
 # On top of a command's own time-out: the guest kills the command and reports what it printed.
 _GRACE_S = 5.0
 
@@ -265,7 +265,7 @@ class Sandbox:
     async def upload(self, local: str | Path, path: str, *, timeout_s: float = 60.0) -> None:
         """Copy a file, or a directory with everything in it, from here to ``path`` in the sandbox.
 
-        ``timeout_s`` is for each chunk of 1 MiB. Raises: NotFound (caller) if ``local`` does not exist.
+        ``timeout_s`` is for each chunk of 4 MiB. Raises: NotFound (caller) if ``local`` does not exist.
         """
         source = Path(local)
         if await asyncio.to_thread(source.is_dir):
@@ -363,17 +363,16 @@ class Sandbox:
 
     async def _append(self, path: str, chunk: bytes, append: bool, mode: int | None, timeout_s: float) -> int:
         fields: dict[str, Any] = {"append": append} if mode is None else {"append": append, "mode": mode}
-        value = await self._held.call("file.write", timeout_s=timeout_s, path=path, data_b64=_b64(chunk), **fields)
-        await self._held.drain()
+        value = await self._held.call("file.write", timeout_s=timeout_s, path=path, attached=chunk, **fields)
         return int(value["size_bytes"])
 
     async def _chunks(self, path: str, timeout_s: float) -> AsyncIterator[bytes]:
         offset = 0
         while True:
             value = await self._held.call(
-                "file.read", timeout_s=timeout_s, path=path, offset=offset, length=CHUNK_BYTES
+                "file.read", timeout_s=timeout_s, path=path, offset=offset, length=CHUNK_BYTES, raw=True
             )
-            chunk = base64.b64decode(value["data_b64"])
+            chunk: bytes = value["data"]
             offset += len(chunk)
             yield chunk
             if value["eof"] or not chunk:

@@ -38,30 +38,53 @@ class _Connection(asyncio.Protocol):
         self.closed: asyncio.Future[None] = loop.create_future()
         self._chunks: list[bytes] = []
         self._buffered_bytes = 0
-        self._writable: asyncio.Future[None] | None = None
+        self._incomplete: dict[str, Any] | None = None
+        """An answer whose bytes come behind its line."""
+        self._missing = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        while data and self.lost is None:
+            data = self._data_received(data) if self._incomplete is not None else self._lines_received(data)
+
+    def _data_received(self, data: bytes) -> bytes:
+        """Returns what belongs to the next line."""
+        own, rest = data[: self._missing], data[self._missing :]
+        self._chunks.append(own)
+        self._missing -= len(own)
+        if not self._missing and (frame := self._incomplete) is not None:
+            self._incomplete = None
+            frame["value"]["data"] = b"".join(self._chunks)
+            self._chunks.clear()
+            self._settle(frame)
+        return rest
+
+    def _lines_received(self, data: bytes) -> bytes:
+        """Returns what comes behind a line that announces bytes."""
         if b"\n" not in data:
             self._chunks.append(data)
             self._buffered_bytes += len(data)
             if self._buffered_bytes > MAX_LINE_BYTES:
                 self.abort(SandboxLost(f"{self.peer} sent a line of more than {MAX_LINE_BYTES} bytes", hint=_LOST_HINT))
-            return
+            return b""
         if self._chunks:
             data = b"".join((*self._chunks, data))
             self._chunks.clear()
             self._buffered_bytes = 0
-        *lines, rest = data.split(b"\n")
-        if rest:
+        begin = 0
+        while (end := data.find(b"\n", begin)) >= 0:
+            if end > begin:
+                self._on_line(data[begin:end])
+            begin = end + 1
+            if self._incomplete is not None:
+                return data[begin:]
+        if rest := data[begin:]:
             self._chunks.append(rest)
             self._buffered_bytes = len(rest)
-        for line in lines:
-            if line:
-                self._on_line(line)
+        return b""
 
     def _on_line(self, line: bytes) -> None:
         try:
@@ -75,6 +98,17 @@ class _Connection(asyncio.Protocol):
         if self.greeting is not None and not self.greeting.done():
             self.greeting.set_result(frame)
             return
+        if (size := frame.get("data_bytes")) is not None:
+            if not isinstance(size, int) or not 0 <= size <= MAX_LINE_BYTES or not isinstance(frame.get("value"), dict):
+                self.abort(SandboxLost(f"{self.peer} sent a frame with wrong data_bytes: {size!r}", hint=_LOST_HINT))
+                return
+            if size:
+                self._incomplete, self._missing = frame, size
+                return
+            frame["value"]["data"] = b""
+        self._settle(frame)
+
+    def _settle(self, frame: dict[str, Any]) -> None:
         future = self.pending.pop(frame["id"], None) if isinstance(frame.get("id"), int) else None
         if future is None:
             self._on_unpaired(frame)
@@ -100,21 +134,8 @@ class _Connection(asyncio.Protocol):
                 future.set_exception(_again(self.lost))
         if self.greeting is not None and not self.greeting.done():
             self.greeting.set_exception(_again(self.lost))
-        self.resume_writing()
         if not self.closed.done():
             self.closed.set_result(None)
-
-    def pause_writing(self) -> None:
-        self._writable = self._loop.create_future()
-
-    def resume_writing(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        self._writable = None
-
-    async def until_writable(self) -> None:
-        while self._writable is not None:
-            await asyncio.shield(self._writable)
 
     def abort(self, error: RockError) -> None:
         self.lost = self.lost or error
@@ -185,11 +206,21 @@ class GuestClient:
         transport = self._connection.transport
         return self._connection.lost is not None or transport is None or transport.is_closing()
 
-    async def call(self, op: str, *, timeout_s: float = 60.0, work_s: float | None = None, **fields: Any) -> Any:
+    async def call(
+        self,
+        op: str,
+        *,
+        timeout_s: float = 60.0,
+        work_s: float | None = None,
+        attached: bytes | memoryview | None = None,
+        **fields: Any,
+    ) -> Any:
         """Ask the guest to do ``op`` and return its value.
 
         ``timeout_s`` bounds the wait on this side. ``work_s`` is what the guest is sent as the operation's own
         ``timeout_s`` (``exec``, ``shell.run``: the guest then kills the command and answers); keep it the smaller.
+        ``attached`` goes behind the request as it is, for operations that take bytes; with a field ``raw`` the value's
+        "data" came so.
 
         Raises: the error the guest answered with; DeadlineExceeded after ``timeout_s`` (what was asked for may still
         happen); SandboxLost when the connection ends; InvalidRequest for a field that is no JSON.
@@ -201,6 +232,8 @@ class GuestClient:
         call_id = self._next_id
         if work_s is not None:
             fields["timeout_s"] = work_s
+        if attached is not None:
+            fields["data_bytes"] = len(attached)
         try:
             line = orjson.dumps({"id": call_id, "op": op, **fields}, option=orjson.OPT_APPEND_NEWLINE)
         except TypeError as error:
@@ -210,14 +243,12 @@ class GuestClient:
         timer = self._loop.call_later(timeout_s, connection.give_up, call_id, op, timeout_s)
         try:
             connection.transport.write(line)
+            if attached:
+                connection.transport.write(attached)
             return await future
         finally:
             timer.cancel()
             connection.pending.pop(call_id, None)
-
-    async def drain(self) -> None:
-        """Wait until the peer has taken most of what was sent: for callers that send much (uploads)."""
-        await self._connection.until_writable()
 
     async def wait_closed(self) -> None:
         """Return when the connection has ended, whoever ended it."""
