@@ -36,7 +36,7 @@ class SnapshotTaker:
         """As :meth:`rock.wire.handle.NodeHandle.snapshot`."""
         record = self._held(lease_id, epoch)
         if record.spec.read_only:
-            raise nothing_to_keep()
+            raise nothing_to_keep(record.spec.env)
         used, full_at = await self._runtime.disk_used(), self._config.disk_full_at
         if used >= full_at:
             raise StorageError(

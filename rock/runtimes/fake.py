@@ -209,7 +209,7 @@ class FakeRuntime:
         if sandbox is None:
             raise SandboxLost("it was removed")
         if sandbox.spec.read_only:
-            raise nothing_to_keep()
+            raise nothing_to_keep(sandbox.spec.env)
         if sandbox.faults.snapshot_delay_s:
             await asyncio.sleep(sandbox.faults.snapshot_delay_s)
         if sandbox.faults.snapshot_error:

@@ -123,10 +123,13 @@ def user_of(spec: SandboxSpec) -> tuple[int, int]:
     return int(user), int(group or user)
 
 
-def nothing_to_keep() -> InvalidRequest:
-    """Why a sandbox with a read-only root has no snapshots."""
+def nothing_to_keep(env: str = "") -> InvalidRequest:
+    """Why a sandbox with a read-only root has no snapshots; ``env``: the environment that it hosts, if any."""
+    why = "its root is read-only, so there is nothing that a snapshot could keep"
+    if not env:
+        return InvalidRequest(why, hint="Ask for a writable root: SandboxSpec(read_only=False), or --writable.")
     return InvalidRequest(
-        "its root is read-only, so there is nothing that a snapshot could keep",
+        why,
         hint='Under recovery = "snapshot" set [sandbox] read_only = false in env.toml, '
         "and have the environment write its state to the root (/var/tmp, say).",
     )
