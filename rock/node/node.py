@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -288,13 +289,14 @@ class Node:
                 hint="Commands run in leased sandboxes only: what waits in the warm pool must stay untouched. "
                 "`rock sandbox create` leases one.",
             )
+        where: dict[str, Any] = {"cwd": request.cwd} if request.cwd else {}
         value = await record.client.call(
             "exec",
             timeout_s=request.timeout_s + _EXEC_GRACE_S,
             work_s=request.timeout_s,
             argv=list(request.argv),
             max_output_bytes=request.max_output_bytes,
-            **({"cwd": request.cwd} if request.cwd else {}),
+            **where,
         )
         return ExecResult.model_validate(value)
 

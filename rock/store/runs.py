@@ -64,6 +64,8 @@ class RunStore:
                 values["status"] = change.status
             if change.detail is not None:
                 values["detail"] = change.detail
+            if change.total_steps is not None:
+                values["total_steps"] = change.total_steps
             if change.summary is not None:
                 values["summary"] = {**row.summary, **_finite(change.summary)}
             await connection.execute(update(RunRow).where(RunRow.id == run_id).values(values))

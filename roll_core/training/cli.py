@@ -260,7 +260,8 @@ async def _register(rock: Rock, plan: Plan) -> str:
     recipe = plan.recipe
     if plan.old_run_id:
         with contextlib.suppress(NotFound):  # a platform with another database does not know the run
-            await rock.update_run(plan.old_run_id, RunUpdate(status="starting", detail=""))
+            change = RunUpdate(status="starting", detail="", total_steps=recipe.training.steps)
+            await rock.update_run(plan.old_run_id, change)
             return plan.old_run_id
     run = RunCreate(
         name=recipe.name,

@@ -26,6 +26,8 @@ class RunCreate(Message):
 class RunUpdate(Message):
     status: RunStatus | None = None
     detail: str | None = None
+    total_steps: int | None = None
+    """When the run is resumed with another number of steps to train."""
     summary: dict[str, Any] | None = None
     """Merged into the run's summary: final numbers such as success rates with their intervals."""
 

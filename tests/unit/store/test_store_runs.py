@@ -59,11 +59,12 @@ def test_a_run_is_kept_and_updated(opened: Callable[..., Any]) -> None:
             await store.create(run_view())
             await store.create(run_view("run-2", created_at=T0 + timedelta(hours=1)))
             await store.update("run-1", RunUpdate(status="training", summary={"a": 1, "bad": math.nan}), T0)
-            await store.update("run-1", RunUpdate(detail="d", summary={"b": [2]}), T0)
+            await store.update("run-1", RunUpdate(detail="d", total_steps=80, summary={"b": [2]}), T0)
         async with opened() as database:  # it survives
             store = RunStore(database)
             run = await store.run("run-1")
-            assert (run.status, run.detail, run.summary) == ("training", "d", {"a": 1, "b": [2]})
+            assert (run.status, run.detail, run.total_steps) == ("training", "d", 80)
+            assert run.summary == {"a": 1, "b": [2]}
             assert run.recipe == {"α": [1, {"b": None}]}
             assert run.created_at == T0
             assert [r.id for r in await store.runs()] == ["run-2", "run-1"]
