@@ -208,7 +208,7 @@ def test_a_restart_moves_the_lease_to_another_sandbox(visit, scene):
 def test_with_a_key_that_may_only_read_the_page_shows_no_action_and_says_why(visit, keyed):
     page = go(visit, keyed, "fleet")
     page.wait_for_selector("text=draining and removing need one of scope admin in $ROCK_KEY", timeout=WAIT_MS)
-    assert page.get_by_role("button", name="Output", exact=True).count() == 1
+    page.get_by_role("button", name="Output", exact=True).wait_for(timeout=WAIT_MS)
     for name in ("Drain …", "Cordon …", "Uncordon …", "Shell …", "Restart …", "Remove …"):
         assert page.get_by_role("button", name=name, exact=True).count() == 0
     no_trouble(visit, keyed)
