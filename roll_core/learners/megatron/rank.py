@@ -117,7 +117,7 @@ class RankLearner(SharedRank):
         self.parallel.zero_grad_buffer()
         self.optimizer.zero_grad()
         mine = self._mine([r for r in rows if r in step.telling], step.lengths)
-        if self.packed:
+        if self.packed and self._counts():
             mine_too = [row for part in mine if part for row in part[0]]
             step.would_pad(micro_batches(mine_too, step.lengths, self.config.micro_batch_tokens))
         self._passes(self.parallel, self.positions, step.batch, step.lengths, mine, loss)

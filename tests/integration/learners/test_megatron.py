@@ -82,7 +82,7 @@ def test_rows_padded_or_packed_give_the_same(learners: Learners) -> None:
         one, other = (learners.tell(name, "train_step", batch, 0.0)[0] for name in (padded, packed))
         assert one["learner/loss"] == pytest.approx(other["learner/loss"], abs=1e-5)
         assert one["learner/padding_share"] == pytest.approx(other["learner/padding_spared"], abs=0.02)
-        assert one["learner/padding_share"] > 0.05
+        assert one["learner/padding_share"] > 0
         assert other["learner/padding_share"] == 0
     assert (flat(learners.weights(padded)) - flat(learners.weights(packed))).abs().max() < 1e-4
 

@@ -85,5 +85,5 @@ def test_one_that_a_container_stands_on_is_refused(context: Path) -> None:
 
 def test_what_is_here_is_not_fetched_and_what_is_nowhere_is_named(context: Path) -> None:
     assert image_store.prefetch(build(context), quiet) is False
-    with pytest.raises(ImageNotFound, match=r"localhost:1/nowhere:1 cannot be fetched"):
+    with pytest.raises(ImageNotFound, match=r"localhost:1/nowhere:1 is not on this machine and cannot be fetched"):
         image_store.prefetch("localhost:1/nowhere:1", quiet)
