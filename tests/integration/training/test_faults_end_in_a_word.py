@@ -19,7 +19,7 @@ from roll_core.errors import EngineDead, LearnerFailed, NoProgress, PlatformOuta
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.rollout.concurrency import ConcurrencyController
 from roll_core.rollout.sessions import LocalSessions
-from roll_core.training import assembly
+from roll_core.training import play
 from roll_core.training import run as run_module
 from roll_core.training.checkpoint import CheckpointStore, load_state
 from roll_core.training.reporting import FileReporter
@@ -244,7 +244,7 @@ def test_a_regulator_that_dies(run, recipe, run_directory, monkeypatch, goes_on)
 @pytest.fixture
 def no_margin(monkeypatch) -> None:
     """A deadline of the trainer is then no longer than the recipe's own."""
-    monkeypatch.setattr(assembly, "_CLOSE_MARGIN_S", 0.1)
+    monkeypatch.setattr(play, "_CLOSE_MARGIN_S", 0.1)
 
 
 @pytest.mark.usefixtures("no_margin")
