@@ -177,7 +177,9 @@ def test_a_terminal_has_a_size_echoes_and_takes_ctrl_c(plain_guest: Any) -> None
 
 def test_signals_reach_the_whole_group(plain_guest: Any) -> None:
     async def conversation(client: GuestClient) -> None:
-        job = await client.call("job.start", argv=["sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; sleep 300"])
+        # The child says that it is up: a shell that is signalled before it has one waits for all of its sleep.
+        script = "trap 'echo caught; exit 9' TERM; sh -c 'echo up; exec sleep 300'"
+        job = await client.call("job.start", argv=["sh", "-c", script])
         await read_until(client, job["job"], b"up\n")
         await client.call("job.signal", job=job["job"], signal="SIGTERM")
         found, last = await finish(client, job["job"], 3)
