@@ -163,7 +163,9 @@ class VllmEngine:
     def _make(self, arguments: Any) -> Any:
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        with MAKING, _environment({OWNER: f"{os.getpid()}:{self._folder}", **self._device_environment()}):
+        # Its processes talk through sockets; they would stay in the temporary folder when one is killed.
+        own = {OWNER: f"{os.getpid()}:{self._folder}", "VLLM_RPC_BASE_PATH": str(self._folder)}
+        with MAKING, _environment({**own, **self._device_environment()}):
             return AsyncLLM.from_engine_args(arguments, stat_loggers=[meter_class(self._meter)])
 
     def _device_environment(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -250,7 +251,9 @@ def test_nothing_of_an_engine_outlives_a_killed_trainer(tmp_path: Path) -> None:
     script = tmp_path / "holder.py"
     script.write_text(HOLDER)
     words = [sys.executable, str(script), str(Path(__file__).parents[1])]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as trainer:
+    (scratch := tmp_path / "t").mkdir()
+    env = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as trainer:
         assert trainer.stdout is not None
         line = next(line for line in trainer.stdout if line.startswith("started"))
         folder = Path(line.split()[1])
@@ -261,3 +264,4 @@ def test_nothing_of_an_engine_outlives_a_killed_trainer(tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(children, timeout=60)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not folder.exists()
+    assert not [path for path in scratch.rglob("*") if path.is_socket()]
