@@ -70,8 +70,9 @@ class LeaseService:
         self.losses = Losses(
             nodes, self._book, self._records, self.snapshots, self._claims, clock, self.counters, self._event
         )
+        self._let_go_now: set[str] = set()
         self._comparison = Comparison(
-            nodes, self._book, self._claims, self.losses.condemned, lost=self.losses.lost, event=self._event
+            nodes, self._book, self._claims, self._condemned, lost=self.losses.lost, event=self._event
         )
 
     def __len__(self) -> int:
@@ -248,10 +249,17 @@ class LeaseService:
         """What a node does not hear now it is told by the periodic comparison."""
         self.losses.forget(held.lease_id)
         if held.bound and held.node in self._nodes:
+            self._let_go_now.add(held.sandbox_id)
             try:
                 await self._nodes.get(held.node).release(held.sandbox_id, reason=reason)
             except RockError as error:
                 log.warning("sandbox=%s could not be released yet: %s", held.sandbox_id, error)
+            finally:
+                self._let_go_now.discard(held.sandbox_id)
+
+    def _condemned(self, sandbox_id: str) -> bool:
+        """Whether somebody is about to end it already."""
+        return sandbox_id in self._let_go_now or self.losses.condemned(sandbox_id)
 
     async def release_sandbox(self, sandbox_id: str, *, reason: str) -> bool:
         """End the lease that holds the sandbox; False if none does."""

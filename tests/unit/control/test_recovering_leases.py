@@ -182,3 +182,26 @@ def test_a_sandbox_that_is_leased_to_nobody_is_ended(stage: Staging) -> None:
             assert stray.id != lease.sandbox_id
 
     asyncio.run(main())
+
+
+def test_a_sandbox_that_is_being_released_is_no_stray(stage: Staging) -> None:
+    async def main() -> None:
+        async with stage() as it:
+            lease = await it.lease()
+            node = it.nodes[lease.endpoint.node]
+            release, may_go = node.release, asyncio.Event()
+
+            async def late(sandbox_id: str, *, reason: str) -> None:
+                if reason == "released":  # not the comparison's
+                    await may_go.wait()
+                await release(sandbox_id, reason=reason)
+
+            node.release = late  # type: ignore[method-assign]
+            releasing = asyncio.ensure_future(it.leases.release(lease.id))
+            await asyncio.sleep(0)
+            await it.leases.reconcile()
+            may_go.set()
+            await releasing
+            assert "sandbox.fenced" not in {event.kind for event in await it.control.events()}
+
+    asyncio.run(main())
