@@ -22,54 +22,18 @@ MAX_UNREAD_BYTES = 256 << 20
 """Answers a client does not read; past that it is cut off, before it takes the sandbox's memory."""
 
 
-class Connection:
-    """Frames in and out of one pair of descriptors."""
+class Framing:
+    """Lines, and the bytes behind some of them, whatever they travel on. Who travels sets ``_writer`` and closes."""
 
-    def __init__(self, server: Server, read_fd: int, write_fd: int, on_close: Any) -> None:
+    _writer: Any
+
+    def __init__(self, server: Server) -> None:
         self._server = server
-        self._loop = server.loop
-        self._read_fd = read_fd
-        self._write_fd = write_fd
-        self._on_close = on_close
-        self._writer = Writer(self._loop, write_fd)
         self._buffer = bytearray()
         self._missing = 0
         self._then: Any = None
         self.execs: set[Any] = set()
         self.open = True
-        self._loop.add_reader(read_fd, self._readable)
-
-    @property
-    def fds(self) -> tuple[int, int]:
-        return self._read_fd, self._write_fd
-
-    def detach(self) -> bytes:
-        """From now on somebody else reads and writes it, and says ``detached`` in the end. Returns what was read and
-        not handled yet."""
-        self.open = False
-        self._loop.forget(self._read_fd)
-        self._loop.forget(self._write_fd)
-        rest, self._buffer = bytes(self._buffer), bytearray()
-        return rest
-
-    def detached(self) -> None:
-        self._on_close()
-
-    def set_listening(self, on: bool) -> None:
-        if self.open:
-            self._loop.add_reader(self._read_fd, self._readable if on else None)
-
-    def _readable(self) -> None:
-        try:
-            data = os.read(self._read_fd, 1 << 18)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        self.take(data)
 
     def take(self, data: bytes) -> None:
         """What came in, cut wherever it was."""
@@ -125,6 +89,54 @@ class Connection:
 
     def send_error_json(self, id_json: str, error_json: bytes) -> None:
         self._writer.write(b'{"id":' + id_json.encode() + b',"ok":false,"error":' + error_json + b"}\n")
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class Connection(Framing):
+    """Frames in and out of one pair of descriptors."""
+
+    def __init__(self, server: Server, read_fd: int, write_fd: int, on_close: Any) -> None:
+        super().__init__(server)
+        self._loop = server.loop
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._on_close = on_close
+        self._writer = Writer(self._loop, write_fd)
+        self._loop.add_reader(read_fd, self._readable)
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        return self._read_fd, self._write_fd
+
+    def detach(self) -> bytes:
+        """From now on somebody else reads and writes it, and says ``detached`` in the end. Returns what was read and
+        not handled yet."""
+        self.open = False
+        self._loop.forget(self._read_fd)
+        self._loop.forget(self._write_fd)
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        return rest
+
+    def detached(self) -> None:
+        self._on_close()
+
+    def set_listening(self, on: bool) -> None:
+        if self.open:
+            self._loop.add_reader(self._read_fd, self._readable if on else None)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._read_fd, 1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self.take(data)
 
     def close(self) -> None:
         if not self.open:

@@ -324,7 +324,7 @@ class FakeRuntime:
         def run() -> None:
             try:
                 action()
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - for whoever waits, who would wait for ever
                 loop.call_soon_threadsafe(done.set_exception, error)
             else:
                 loop.call_soon_threadsafe(done.set_result, None)

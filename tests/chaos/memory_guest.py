@@ -8,7 +8,7 @@ from typing import Any
 
 from virtual_loop import End, Listener, VirtualLoop, in_process
 
-from rock.guest.connection import Connection
+from rock.guest.connection import Framing
 from rock.guest.server import Server
 
 
@@ -39,16 +39,14 @@ class GuestLoop:
         self.loop.call_soon(callback)
 
 
-class MemoryConnection(Connection, asyncio.Protocol):
+class MemoryConnection(Framing, asyncio.Protocol):
     """Frames in and out as in the real one; only where the bytes go is another matter."""
 
     def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server)
         self._server: Any = server
-        self._buffer = bytearray()
         self._waiting: list[bytes] = []
         self._listening = True
-        self.execs: set[Any] = set()
-        self.open = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, End)

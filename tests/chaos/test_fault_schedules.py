@@ -25,6 +25,13 @@ def test_no_schedule_of_faults_breaks_an_invariant(schedule: Schedule) -> None:
     simulate(schedule)
 
 
+def test_in_peace_every_episode_completes() -> None:
+    """Else the schedules would prove nothing: where no step works, none is done twice either."""
+    actions = tuple(At(0.1, Play(3, 0.5)) for _ in range(6))
+    found = simulate(Schedule(actions, nodes=2, pool=1, seed=0))
+    assert (found["completed"], found["steps"]) == (6, 18)
+
+
 def test_a_claim_that_went_to_another_node_is_another_epoch() -> None:
     """Found by a schedule: the node that broke off has the sandbox all the same, out of reach, until it returns."""
     simulate(

@@ -51,6 +51,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.rng = random.Random(seed)
         self.network = Network(self)
         self.set_task_factory(self._make_task)
+        self.broken: list[BaseException] = []
+        """What callbacks raised, a protocol's ``data_received`` for one: asyncio would log it and go on."""
+        self.set_exception_handler(self._noted)
+
+    def _noted(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        # asyncio's streams ask the handler of a connection that was cancelled for its exception (Python 3.11)
+        if "handle" in context and error is not None and not isinstance(error, asyncio.CancelledError):
+            self.broken.append(error)
 
     # --- time
 
@@ -348,7 +357,10 @@ def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, seed: int = 0)
     loop = VirtualLoop(seed)
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(main(loop))
+        result = loop.run_until_complete(main(loop))
+        if loop.broken:
+            raise loop.broken[0]
+        return result
     finally:
         try:
             left = asyncio.all_tasks(loop)

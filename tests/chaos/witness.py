@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from rock.domain.sandbox import SandboxState
@@ -30,8 +30,8 @@ class Episode:
     steps: int
     outcome: str = ""
     detail: str = ""
-    cast: list[Scribe] = field(default_factory=list)
-    """The environments that acted in it, in the order of their first steps."""
+    epoch: int = 0
+    """The highest under which an environment acted in it."""
 
     def end(self, outcome: str, detail: str = "") -> None:
         if self.outcome:
@@ -50,7 +50,9 @@ class Episode:
 
 
 class Witness:
-    def __init__(self) -> None:
+    def __init__(self, epoch_of: Callable[[Scribe], int]) -> None:
+        self.epoch_of = epoch_of
+        """To which the sandbox of an environment is bound."""
         self.episodes: list[Episode] = []
         self.epochs: dict[str, int] = {}
         self.acts = 0
@@ -120,9 +122,8 @@ class Scribe:
         episode = self._witness.episodes[seed]
         if self._episode is not None and self._episode is not episode:
             self._witness.accuse(f"one sandbox serves episodes {self._episode.number} and {episode.number}")
-        self._episode, self._count, self._late = episode, 0, 0
-        if self in episode.cast:
-            episode.cast.remove(self)
+        self._episode, self._count = episode, 0
+        self._enter(episode)
         self._scene = scene("reset", f"{task}/{seed}")
         return self._scene, {}
 
@@ -140,12 +141,11 @@ class Scribe:
 
     def _enter(self, episode: Episode) -> None:
         """Once another has taken over, it may end what was under way, and nothing more."""
-        if self not in episode.cast:
-            episode.cast.append(self)
-        elif episode.cast[-1] is not self:
-            self._late += 1
-            if self._late > 1:
-                self._witness.accuse(f"episode {episode.number}: a sandbox of an old epoch goes on acting")
+        epoch = self._witness.epoch_of(self)
+        episode.epoch = max(episode.epoch, epoch)
+        self._late += epoch < episode.epoch
+        if self._late > 1:
+            self._witness.accuse(f"episode {episode.number}: a sandbox of an old epoch goes on acting")
 
     def call(self, method: str, args: dict[str, Any]) -> Any:
         raise LookupError(method)

@@ -32,7 +32,7 @@ from schedule import (
     Thaw,
 )
 from virtual_loop import VirtualLoop, in_process, run
-from witness import Episode, Violation, Witness
+from witness import Episode, Scribe, Violation, Witness
 
 from rock.domain.errors import RockError
 from rock.domain.sandbox import SandboxState
@@ -50,7 +50,7 @@ class World:
     def __init__(self, loop: VirtualLoop, schedule: Schedule, folder: Path) -> None:
         self.loop = loop
         self.schedule = schedule
-        self.witness = Witness()
+        self.witness = Witness(self._epoch_of)
         self.disk = Disk(folder / "rock.db")
         self.door = Door(loop)
         rng = random.Random(schedule.seed)
@@ -93,6 +93,13 @@ class World:
     def _raise_if_seen(watching: asyncio.Task[None]) -> None:
         if watching.done():
             watching.result()
+
+    def _epoch_of(self, scribe: Scribe) -> int:
+        for host in self.hosts:
+            for sandbox in host.runtime._sandboxes.values():
+                if sandbox.server.env._env is scribe:
+                    return sandbox.server.fence.epoch
+        raise AssertionError("an environment without a sandbox acts")
 
     # --- what happens
 
