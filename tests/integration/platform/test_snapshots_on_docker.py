@@ -34,7 +34,11 @@ async def docker(*argv: str) -> str:
 
 async def kill_9(env: EnvSession) -> None:
     pid = (await docker("inspect", "-f", "{{.State.Pid}}", f"rock-{env.sandbox_id}")).strip()
+    first = psutil.Process(int(pid))
+    doomed = [first, *first.children(recursive=True)]
     await asyncio.to_thread(subprocess.run, ["kill", "-9", pid], check=True)
+    # The kernel ends the others after the first: until then the environment may take one more step.
+    await asyncio.to_thread(psutil.wait_procs, doomed, 30)
 
 
 async def remove(env: EnvSession) -> None:

@@ -50,7 +50,9 @@ def test_the_name_follows_the_content_and_nothing_else(context: Path) -> None:
     assert (other != first, known) == (True, False)
 
 
-def test_the_longest_unused_goes_first_and_the_used_one_stays(context: Path, tmp_path: Path) -> None:
+def test_the_longest_unused_goes_first_and_the_used_one_stays(
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     old = build(context)
     (context / "data").write_bytes(os.urandom(1_000_000))
@@ -60,13 +62,19 @@ def test_the_longest_unused_goes_first_and_the_used_one_stays(context: Path, tmp
     os.utime(home / "image-uses" / new.replace(":", "_"), (9e9, 9e9))
     os.utime(home / "image-uses" / old.replace(":", "_"), (8e9, 8e9))
     assert used_at_s(home, new) == 9e9
-    mine = [image for image in image_store.stored_images(home) if image.tag in (old, new)]
-    assert [image.tag for image in mine] == [old, new]
-    others = [image.tag for image in image_store.stored_images(home) if image.tag not in (old, new)]
-    total = sum(image.own_bytes for image in image_store.stored_images(home))
-    assert [one.tag for one in image_store.evict(home, total - 1, spared=others, dry_run=True)] == [old]
-    assert [one.tag for one in image_store.evict(home, total - 1, spared=others)] == [old]
-    assert [image.tag for image in image_store.stored_images(home) if image.tag in (old, new)] == [new]
+    all_of_them = image_store.stored_images
+
+    def mine(home: Path) -> list[image_store.StoredImage]:
+        """Those of other tests come and go meanwhile."""
+        return [image for image in all_of_them(home) if image.tag in (old, new)]
+
+    monkeypatch.setattr(image_store, "stored_images", mine)
+    assert [image.tag for image in mine(home)] == [old, new]
+    total = sum(image.own_bytes for image in mine(home))
+    assert image_store.evict(home, total - 1, spared=[old, new]) == []
+    assert [one.tag for one in image_store.evict(home, total - 1, dry_run=True)] == [old]
+    assert [one.tag for one in image_store.evict(home, total - 1)] == [old]
+    assert [image.tag for image in mine(home)] == [new]
 
 
 def test_one_that_a_container_stands_on_is_refused(context: Path) -> None:

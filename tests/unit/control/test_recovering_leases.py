@@ -104,10 +104,17 @@ def test_without_recovery_a_loss_ends_the_lease_and_its_sandbox(stage: Staging) 
 
 def test_who_asks_while_there_is_none_is_told_to_ask_again_and_gets_it_later(stage: Staging) -> None:
     async def main() -> None:
-        async with stage() as it:
+        async with stage(capacity=1) as it:
             lease = await it.lease()
+
+            async def both_places_are_taken() -> bool:
+                """Else one that is being started now would be there for who asks."""
+                views = [view for node in it.nodes.values() for view in await node.sandboxes()]
+                return sorted(view.state for view in views) == ["leased", "ready"]
+
+            await it.until(both_places_are_taken)
             for runtime in it.runtimes.values():
-                runtime.faults.start_delay_s = 60
+                runtime.faults.start_delay_s = 2
             for node in it.nodes.values():
                 for view in await node.sandboxes():
                     if view.state == "ready":
