@@ -12,7 +12,7 @@ import socket
 import sys
 
 from rock.guest import files, pausing, programs
-from rock.guest.connection import Connection
+from rock.guest.connection import Connection, DescriptorConnection
 from rock.guest.errors import GuestError, invalid
 from rock.guest.fields import data, environment, field, program
 from rock.guest.jobs import MAX_JOBS, Job, Output, signal_number
@@ -192,7 +192,7 @@ class Beside:
 
     # --- tunnels ------------------------------------------------------------------------------------------------------
 
-    def _tunnel(self, request: dict[str, Any], connection: Connection, id_json: str) -> Any:
+    def _tunnel(self, request: dict[str, Any], connection: DescriptorConnection, id_json: str) -> Any:
         port = field(request, "port", int)
         if not 1 <= port <= 65535:
             raise invalid("port is %d, expected 1 to 65535" % port)

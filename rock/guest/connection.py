@@ -1,4 +1,8 @@
-"""Frames in and out of one pair of descriptors."""
+"""A client's connection: lines, and the bytes behind some of them, in both directions.
+
+:class:`Connection` is what all share, whatever they travel on; :class:`DescriptorConnection` travels on a pair of
+descriptors.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,8 @@ MAX_UNREAD_BYTES = 256 << 20
 """Answers a client does not read; past that it is cut off, before it takes the sandbox's memory."""
 
 
-class Framing:
-    """Lines, and the bytes behind some of them, whatever they travel on. Who travels sets ``_writer`` and closes."""
+class Connection:
+    """Frames in and out. A subclass sets ``_writer``, gives what arrives to :meth:`take`, and closes."""
 
     _writer: Any
 
@@ -94,7 +98,7 @@ class Framing:
         raise NotImplementedError
 
 
-class Connection(Framing):
+class DescriptorConnection(Connection):
     """Frames in and out of one pair of descriptors."""
 
     def __init__(self, server: Server, read_fd: int, write_fd: int, on_close: Any) -> None:

@@ -10,7 +10,7 @@ import time
 
 from rock.guest.beside import LATER, Beside
 from rock.guest.commands import DEFAULT_OUTPUT_BYTES, Exec
-from rock.guest.connection import MAX_DATA_BYTES, Connection
+from rock.guest.connection import MAX_DATA_BYTES, Connection, DescriptorConnection
 from rock.guest.envhost import ENDED, ERROR
 from rock.guest.episode import CACHED, JOIN, Episode, Fence
 from rock.guest.errors import GuestError, invalid
@@ -87,10 +87,10 @@ class Server:
         self._listener = listener
         self.loop.add_reader(listener.fileno(), self._accept)
 
-    def serve_pair(self, read_fd: int, write_fd: int, on_close: Any) -> Connection:
+    def serve_pair(self, read_fd: int, write_fd: int, on_close: Any) -> DescriptorConnection:
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
-        return Connection(self, read_fd, write_fd, on_close)
+        return DescriptorConnection(self, read_fd, write_fd, on_close)
 
     def _accept(self) -> None:
         try:
@@ -107,7 +107,7 @@ class Server:
             if switch is not None:
                 switch.disconnected()
 
-        connection = Connection(self, sock.fileno(), sock.fileno(), closed)
+        connection = DescriptorConnection(self, sock.fileno(), sock.fileno(), closed)
         self._connections.add(connection)
         if switch is not None:
             switch.connected()

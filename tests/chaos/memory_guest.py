@@ -8,7 +8,7 @@ from typing import Any
 
 from virtual_loop import End, Listener, VirtualLoop, in_process
 
-from rock.guest.connection import Framing
+from rock.guest.connection import Connection
 from rock.guest.server import Server
 
 
@@ -39,7 +39,7 @@ class GuestLoop:
         self.loop.call_soon(callback)
 
 
-class MemoryConnection(Framing, asyncio.Protocol):
+class MemoryConnection(Connection, asyncio.Protocol):
     """Frames in and out as in the real one; only where the bytes go is another matter."""
 
     def __init__(self, server: MemoryServer) -> None:
