@@ -27,7 +27,10 @@ RunId = Annotated[str, Path(description="`run-…`", max_length=64)]
 def run_router(control: Control) -> APIRouter:
     router = APIRouter(prefix="/runs", tags=["runs"])
     _runs(router, control)
-    _reports(router, control)
+    _metrics(router, control)
+    _episodes(router, control)
+    _rhythms(router, control)
+    _sums(router, control)
     return router
 
 
@@ -49,7 +52,7 @@ def _runs(router: APIRouter, control: Control) -> None:
         return await control.runs.update(run_id, change)
 
 
-def _reports(router: APIRouter, control: Control) -> None:
+def _metrics(router: APIRouter, control: Control) -> None:
     @router.post("/{run_id}/metrics", status_code=204, summary="Report the numbers of training steps")
     async def add_metrics(run_id: RunId, points: list[MetricPoint]) -> None:
         """A step that was reported before is merged with what it had, the later value of a name winning."""
@@ -59,6 +62,8 @@ def _reports(router: APIRouter, control: Control) -> None:
     async def metrics(run_id: RunId, since_step: Annotated[int, Query(ge=0)] = 0) -> list[MetricPoint]:
         return await control.runs.metrics(run_id, since_step)
 
+
+def _episodes(router: APIRouter, control: Control) -> None:
     @router.post("/{run_id}/episodes", status_code=204, summary="Book episodes in the ledger")
     async def add_episodes(run_id: RunId, episodes: list[EpisodeRecord]) -> None:
         """An id that was reported before is replaced, unless what is there is newer: a report may be sent again, and in
@@ -92,6 +97,8 @@ def _reports(router: APIRouter, control: Control) -> None:
     async def episode(run_id: RunId, episode_id: Annotated[str, Path(max_length=64)]) -> EpisodeRecord:
         return await control.runs.episode(run_id, episode_id)
 
+
+def _rhythms(router: APIRouter, control: Control) -> None:
     @router.post("/{run_id}/rhythm", status_code=204, summary="Report the attention rhythm of episodes")
     async def add_rhythms(run_id: RunId, rhythms: list[EpisodeRhythm]) -> None:
         """An episode that was reported before is replaced. The latest 500 of a run are kept."""
@@ -105,6 +112,8 @@ def _reports(router: APIRouter, control: Control) -> None:
     async def rhythm(run_id: RunId, episode_id: Annotated[str, Path(max_length=64)]) -> EpisodeRhythm:
         return await control.runs.rhythm(run_id, episode_id)
 
+
+def _sums(router: APIRouter, control: Control) -> None:
     @router.get("/{run_id}/latencies", summary="What episodes spent their time on, by environment")
     async def latencies(run_id: RunId) -> list[LatencyView]:
         """Kept with every report: an episode counts once, when it is first reported as ended."""
