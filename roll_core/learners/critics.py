@@ -14,7 +14,6 @@ Shape legend: M critics, B rows, T tokens, N chosen tokens, D hidden.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from roll_core.learners.base import Estimate
 from roll_core.learners.batching import micro_batches, row_lengths
 from roll_core.learners.config import LearnerConfig
 from roll_core.learners.optimizers import make_optimizers
+from roll_core.learners.saving import replacing
 from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch
 
@@ -267,20 +267,14 @@ class CriticLearner:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
-        """Write ``critics.pt``, beside and then renamed: a reader finds the old one, the new one, or none."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write ``critics.pt``."""
         state: dict[str, Any] = {
             "models": [model.state_dict() for model in self.models],
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "steps": self._steps,
         }
-        partial = directory / f"{_FILE}.partial"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(directory / _FILE)
+        with replacing(Path(directory) / _FILE) as partial:
+            torch.save(state, partial)
 
     def load(self, directory: Path) -> None:
         """Raises CheckpointError when the file is missing, torn, or of other critics."""

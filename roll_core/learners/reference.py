@@ -6,7 +6,6 @@ on the same device.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from roll_core.errors import CheckpointError
 from roll_core.learners.config import LearnerConfig
+from roll_core.learners.saving import replacing
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models.checkpoint import load_tensors
 from roll_core.models.lora import plain_copy
@@ -36,13 +36,8 @@ class ReferencePolicy:
         return self._scorer.logprobs(batch.tokens_BT, batch.mask_BT).cpu()
 
     def save(self, directory: Path) -> None:
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f"{_FILE}.partial"
-        save_file({n: t.contiguous() for n, t in self._scorer.weights().tensors.items()}, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(directory / _FILE)
+        with replacing(Path(directory) / _FILE) as partial:
+            save_file({n: t.contiguous() for n, t in self._scorer.weights().tensors.items()}, partial)
 
     def load(self, directory: Path) -> None:
         """Raises CheckpointError when the file is missing, torn, or of another model."""

@@ -10,7 +10,6 @@ Shape legend: B rows, T tokens.
 from __future__ import annotations
 
 import copy
-import os
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from roll_core.learners.config import LearnerConfig
 from roll_core.learners.logprobs import Scored, score
 from roll_core.learners.objective import Objective, Step
 from roll_core.learners.optimizers import make_optimizers
+from roll_core.learners.saving import replacing
 from roll_core.models.lora import plain_parameters
 from roll_core.models.qwen import CausalLM
 from roll_core.types import TrainBatch, Weights
@@ -193,9 +193,7 @@ class TorchLearner:
         return Weights(self._version, tensors)
 
     def save(self, directory: Path) -> None:
-        """Write ``learner.pt``, beside and then renamed: a reader finds the old one, the new one, or none."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write ``learner.pt``."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "reference": None if self._reference is None else self._reference.state_dict(),
@@ -204,12 +202,8 @@ class TorchLearner:
             "version": self._version,
             "updates": self._updates,
         }
-        partial = directory / f"{_FILE}.partial"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(directory / _FILE)
+        with replacing(Path(directory) / _FILE) as partial:
+            torch.save(state, partial)
 
     def load(self, directory: Path) -> None:
         """Raises CheckpointError when the file is missing, torn, or of another model."""

@@ -10,7 +10,6 @@ with each parameter; so its shards are read and written here by the ranges it te
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from roll_core.learners.config import LearnerConfig
 from roll_core.learners.megatron.mapping import Entry, entries, join, to_megatron
 from roll_core.learners.megatron.spec import Spec
 from roll_core.learners.optimizers import adamw
+from roll_core.learners.saving import replacing
 from roll_core.models.qwen import parameter_shapes
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _moment(key: str, place: _Place) -> Tensor:
 
 
 def save_learner(learner: RankLearner, directory: Path) -> None:
-    """Every rank calls it; rank 0 writes, beside and then renamed: a reader finds the old one, the new one, or none."""
+    """Every rank calls it; rank 0 writes."""
     shards = learner.shards
     model = shards.gather(main_parameters(learner))
     reference = shards.gather(shards.parameters(learner.reference[0])) if learner.reference else None
@@ -168,13 +168,8 @@ def save_learner(learner: RankLearner, directory: Path) -> None:
             "version": learner.version,
             "updates": learner.updates,
         }
-        directory.mkdir(parents=True, exist_ok=True)
-        unfinished = directory / f"{FILE}.partial"
-        with unfinished.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(directory / FILE)
+        with replacing(directory / FILE) as written:
+            torch.save(state, written)
     dist.barrier()
 
 
