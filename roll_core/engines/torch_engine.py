@@ -5,8 +5,7 @@ between passes, in order, so a token is sampled wholly under one version. A requ
 error, whatever happens. A session's cache is believed only as far as its ids equal the prompt's; after new weights it
 is not believed at all, so a running request recomputes its whole sequence before its next token.
 
-Scheduling: each pass takes one token of every sequence that decodes and up to ``prefill_tokens`` of those that still
-read their prompt, so a long prompt delays the others by a bounded amount. Requests are admitted in order of arrival.
+What goes into a pass: :mod:`roll_core.engines.schedule`. Requests are admitted in order of arrival.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 
 from roll_core.engines.base import EngineStats, SamplingParams, check_request
-from roll_core.engines.decoder import Decoder, Piece
+from roll_core.engines.decoder import Decoder
 from roll_core.engines.sampling import sample, uniforms
+from roll_core.engines.schedule import Request, schedule
 from roll_core.engines.settling import Settled, settle, settle_all
-from roll_core.engines.slots import SlotTable, common_prefix
+from roll_core.engines.slots import SlotTable
 from roll_core.engines.stopping import StopStrings
 from roll_core.errors import EngineDead
 from roll_core.models.qwen import ModelConfig
@@ -37,35 +36,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LEAST_SHARED = 4
-"""Tokens; copying fewer costs what computing them does."""
 _CLOSE_S = 30.0  # longer than any forward pass takes
-
-
-@dataclass(slots=True, eq=False)  # each is itself: comparing fields was a twentieth of the worker's time
-class _Request:
-    """One ``generate`` call. ``ids`` is prompt and sampled tokens; the first ``computed`` of them are in the cache."""
-
-    id: str
-    params: SamplingParams
-    session: str
-    ids: list[int]
-    prompt_size: int
-    limit: int
-    seed: int
-    stop_ids: frozenset[int]
-    stop_strings: StopStrings | None
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Generation]
-    slot: int = -1
-    computed: int = 0
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-
-    def generation(self, reason: FinishReason) -> Generation:
-        count = len(self.versions)  # appended last: a worker that died between the lists leaves no torn token
-        sampled = tuple(self.ids[self.prompt_size : self.prompt_size + count])
-        return Generation(sampled, tuple(self.logprobs[:count]), tuple(self.versions), reason)
 
 
 class TorchEngine:
@@ -106,8 +77,8 @@ class TorchEngine:
         self._requests_made = 0
         self._wake = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._waiting: deque[_Request] = deque()
-        self._running: list[_Request] = []  # in order of admission
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []  # in order of admission
         self._finished: list[Settled] = []  # of this pass, not delivered yet
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -178,7 +149,7 @@ class TorchEngine:
 
     def _make_request(
         self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, session: str
-    ) -> _Request:
+    ) -> Request:
         room = check_request(
             prompt_ids,
             params,
@@ -193,7 +164,7 @@ class TorchEngine:
             self._requests_made += 1
             seed = (self._seed << 32) + self._requests_made
         loop = asyncio.get_running_loop()
-        return _Request(
+        return Request(
             id=request_id,
             params=params,
             session=session,
@@ -290,7 +261,8 @@ class TorchEngine:
 
     def _pass(self) -> None:
         """One forward pass over what is runnable, one sampled token for each sequence that is complete."""
-        batch, pieces = self._schedule()
+        batch, pieces, shared = schedule(self._running, self._prefill_tokens)
+        self._cached += shared
         for request, piece in zip(batch, pieces, strict=True):
             request.computed += len(piece.token_ids)
             if piece.start < request.prompt_size or len(piece.token_ids) > 1:
@@ -318,49 +290,10 @@ class TorchEngine:
             elif len(request.logprobs) >= request.limit:
                 self._finish(request, "length")
 
-    def _schedule(self) -> tuple[list[_Request], list[Piece]]:
-        """Single tokens first, by slot (the decoder groups neighbours), then as much prefill as a pass may take."""
-        singles, spans = list[_Request](), list[_Request]()
-        pieces: list[Piece] = []
-        budget = self._prefill_tokens
-        for request in self._running:
-            if len(request.ids) - request.computed > 1:
-                self._cached += self._share(request, spans, pieces)
-            left = len(request.ids) - request.computed
-            size = min(left, budget)
-            if left == 1 or size == 1:  # the budget's last token is a single like any other
-                singles.append(request)
-            elif size > 1:
-                spans.append(request)
-                pieces.append(Piece(request.slot, request.computed, request.ids[request.computed :][:size], []))
-            budget -= size if left > 1 else 0
-        singles.sort(key=lambda r: r.slot)
-        ones = [Piece(r.slot, r.computed, r.ids[r.computed : r.computed + 1]) for r in singles]
-        return singles + spans, ones + pieces
-
-    def _share(self, request: _Request, spans: Sequence[_Request], pieces: Sequence[Piece]) -> int:
-        """Tokens of ``request`` that one of this pass's ``pieces`` computes anyway, since all before them is equal too:
-        siblings of a group begin with the same prompt. At least the last token is left, for its logits."""
-        best, most = None, request.computed + _LEAST_SHARED - 1
-        for other, piece in zip(reversed(spans), reversed(pieces), strict=True):  # siblings come one after the other
-            if piece.start == request.computed:
-                size = piece.start + len(piece.token_ids)
-                same = min(common_prefix(other.ids[:size], request.ids), len(request.ids) - 1)
-                if same > most:
-                    best, most = piece, same
-                    if same == len(request.ids) - 1:
-                        break
-        if best is None:
-            return 0
-        count = most - request.computed
-        best.shared.append((request.slot, count))
-        request.computed = most
-        return count
-
-    def _completes_stop(self, request: _Request) -> bool:
+    def _completes_stop(self, request: Request) -> bool:
         return request.stop_strings is not None and request.stop_strings.reached(request.ids[request.prompt_size :])
 
-    def _finish(self, request: _Request, reason: FinishReason) -> None:
+    def _finish(self, request: Request, reason: FinishReason) -> None:
         if request.slot >= 0:
             self._running.remove(request)
             self._slots.finish(request.slot, request.ids[: request.computed])
