@@ -40,6 +40,8 @@ git for-each-ref --format='%(refname)' | grep -v -e "^$head$" -e "^{_START}$" | 
 git reflog expire --expire=now --all
 rm -f .git/FETCH_HEAD .git/ORIG_HEAD"""
 _OPTIONS = {"max_steps", "command_s", "max_output_bytes", "instruction"}
+_MAX_COMMAND_BYTES = 128 * 1024 - 1
+"""What Linux lets one argument of a program be."""
 _FENCE = re.compile(r"\A\s*```[a-z]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
 
@@ -73,10 +75,8 @@ class SweEnv(SnapshotEnv):
         self._steps += 1
         if command == SUBMIT:
             return self._end("submitted", terminated=True)
-        if not command:
-            observation, valid = "no command was given", False
-        else:
-            observation, valid = self._shell(command), True
+        refused = _refused(command)
+        observation, valid = refused or self._shell(command), not refused
         if self._steps >= int(self._options.get("max_steps", MAX_STEPS)):
             return self._end(f"{observation}\n\nThat was the last step; the repository is submitted as it is.")
         return observation, 0.0, False, False, {"is_action_valid": valid}
@@ -146,3 +146,18 @@ def _plain(action: str) -> str:
     """The command in a code block, where the action is one."""
     fenced = _FENCE.match(action)
     return (fenced.group(1) if fenced else action).strip()
+
+
+def _refused(command: str) -> str:
+    """Why no program can be given this; empty if one can. The agent's mistake, not the environment's."""
+    try:
+        given = command.encode()
+    except UnicodeEncodeError:
+        return "no command: half a character is in it"
+    if not given:
+        return "no command was given"
+    if b"\0" in given:
+        return "no command: a null character is in it"
+    if len(given) > _MAX_COMMAND_BYTES:
+        return f"no command: it is longer than {_MAX_COMMAND_BYTES} bytes"
+    return ""

@@ -132,6 +132,15 @@ def test_long_output_loses_its_middle_and_a_hanging_command_is_killed(bed: Any):
     assert "exit code 0" in bed.agent.step("sleep 60 & true")[0]
 
 
+@pytest.mark.parametrize("command", ["", "echo \0", "echo \ud800", "#" * 131_072])
+def test_what_no_program_can_be_given_is_a_step_of_the_agents(bed: Any, command: str):
+    bed.agent.reset(TASK, 0, {})
+    observation, _, terminated, truncated, info = bed.agent.step(command)
+    assert observation.startswith("no command")
+    assert (terminated, truncated, info) == (False, False, {"is_action_valid": False})
+    assert bed.agent.step("#" * 131_071)[4] == {"is_action_valid": True}
+
+
 def test_a_command_may_stand_in_a_code_block(bed: Any):
     bed.agent.reset(TASK, 0, {})
     assert bed.agent.step("```bash\necho hi\n```")[0] == "hi\nexit code 0"
