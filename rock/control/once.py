@@ -1,7 +1,8 @@
 """Doing once what is asked twice: the same ``Idempotency-Key`` gets the same answer, also while the first asks still.
 
 For clients that lost the answer, not for ever: an answer is kept ``KEEP_S``, and not over a restart. What failed was
-not done, and is tried anew. What nobody wants any more can be withdrawn.
+not done, and is tried anew. What nobody wants any more can be withdrawn, also before it was asked for: the two come
+over different connections, and the second may overtake the first.
 """
 
 from __future__ import annotations
@@ -45,18 +46,25 @@ class Once(Generic[T]):
             task = asyncio.ensure_future(_run(work))
             entry = self._entries[who, key] = _Entry(what, task, self._clock.now())
             task.add_done_callback(lambda done: self._drop_failed((who, key), done))
+        elif entry.answer.cancelled():
+            raise _withdrawn(key)
         elif entry.what != what:
             raise Conflict(f"Idempotency-Key {key!r} was used for another request", hint="Use a new one for each.")
         try:
             return await asyncio.shield(entry.answer)
         except asyncio.CancelledError:
             if entry.answer.cancelled():
-                raise Conflict(f"what was asked with Idempotency-Key {key!r} was withdrawn") from None
+                raise _withdrawn(key) from None
             raise  # who asks was cancelled; the work goes on
 
     async def withdraw(self, who: str, key: str) -> T | None:
-        """End the work under this key; its result if it is done already, which is the caller's to undo."""
+        """End the work under this key, also what may yet be asked; its result if it is done already, which is the
+        caller's to undo."""
+        self._forget()
         entry = self._entries.pop((who, key), None)
+        never: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        never.cancel()
+        self._entries[who, key] = _Entry(None, never, self._clock.now())
         if entry is None:
             return None
         entry.answer.cancel()
@@ -77,6 +85,10 @@ class Once(Generic[T]):
             if not entry.answer.done() or (entry.at > edge and len(self._entries) <= _KEEP):
                 return
             self._entries.popitem(last=False)
+
+
+def _withdrawn(key: str) -> Conflict:
+    return Conflict(f"what was asked with Idempotency-Key {key!r} was withdrawn")
 
 
 async def _run(work: Callable[[], Awaitable[T]]) -> T:

@@ -135,6 +135,31 @@ def test_what_is_asked_twice_is_done_once() -> None:
     asyncio.run(main())
 
 
+def test_what_was_withdrawn_before_it_was_asked_for_is_not_done() -> None:
+    """A client that gives up says so over another connection than it asked on: the platform may read that one first."""
+
+    async def main() -> None:
+        clock, done = ManualClock(), 0
+        once: Once[int] = Once(clock)
+
+        async def work() -> int:
+            nonlocal done
+            done += 1
+            return done
+
+        assert await once.withdraw("me", "k") is None
+        with pytest.raises(Conflict, match="withdrawn"):
+            await once.do("me", "k", "lease", work)
+        assert await once.do("me", "other", "lease", work) == 1
+        assert await once.withdraw("me", "other") == 1
+        with pytest.raises(Conflict, match="withdrawn"):  # sent twice by a client that has given up
+            await once.do("me", "other", "lease", work)
+        clock.advance(KEEP_S + 1)
+        assert await once.do("me", "k", "lease", work) == 2
+
+    asyncio.run(main())
+
+
 def test_what_failed_is_tried_anew() -> None:
     async def main() -> None:
         once: Once[int] = Once(ManualClock())
