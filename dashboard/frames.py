@@ -362,5 +362,6 @@ def before_after(summary: Mapping[str, object]) -> list[Interval]:
                 **rest,
             }:
                 n = rest.get("n")
-                out.append(Interval(label, float(rate), float(low), float(high), int(n) if isinstance(n, int) else 0))
+                count = int(n) if isinstance(n, int | float) else 0
+                out.append(Interval(label, float(rate), float(low), float(high), count))
     return out

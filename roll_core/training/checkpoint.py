@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from roll_core.errors import CheckpointError
 from roll_core.rollout.machine import MachineState
+from roll_core.training.metrics import Rate
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class TrainerState:
     step: int
     machine: MachineState
     elapsed_s: float
-    success_before: dict[str, float] | None = None
+    success_before: Rate | None = None
 
 
 _adapter: TypeAdapter[TrainerState] = TypeAdapter(TrainerState)

@@ -59,7 +59,7 @@ class Trainer:
         self._recipe = parts.recipe
         self.step = resumed.step if resumed else 0
         self._elapsed_before_s = resumed.elapsed_s if resumed else 0.0
-        self._before = Rate(**resumed.success_before) if resumed and resumed.success_before else None  # type: ignore[arg-type]
+        self._before = resumed.success_before if resumed else None
         self._resumed = resumed is not None
         self._saved_step = self.step if resumed else -1
         self._started_s: float | None = None
@@ -256,8 +256,7 @@ class Trainer:
         """Checkpoint the present step, once. The machine's state is taken here and now; rollout goes on meanwhile."""
         if self._saved_step == self.step:
             return
-        before = self._before.as_dict() if self._before else None
-        state = TrainerState(self.step, self._p.machine.state(), self._elapsed_s(), before)
+        state = TrainerState(self.step, self._p.machine.state(), self._elapsed_s(), self._before)
         saving = self._p.worker.run(self._p.checkpoints.save, state, self._p.roles.save)
         await within("writing a checkpoint", saving, self._recipe.training.step_deadline_s, self._state)
         self._saved_step = state.step

@@ -141,6 +141,7 @@ def test_before_and_after_need_well_formed_intervals():
         "before RL",
         "after RL",
     ]
+    assert [i.n for i in frames.before_after({"success_before": {**good, "n": 200.0}})] == [200]
     assert frames.before_after({"success_before": {"rate": 0.2}, "success_after": "61%"}) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from dashboard.frames import before_after
 from rock.domain.outcome import Completed, LedgerState, Truncated, Void, VoidCause
 from roll_core.errors import CheckpointError
 from roll_core.rollout.ledger import Account, LedgerSnapshot
 from roll_core.rollout.machine import MachineState, SavedGroup
 from roll_core.training.checkpoint import CheckpointStore, TrainerState, load_state
+from roll_core.training.metrics import Rate
 from roll_core.types import Generation, Trajectory, Turn
 
 text = st.text(max_size=8)
@@ -47,7 +50,7 @@ groups = st.builds(
 
 def state(step: int, saved: tuple[SavedGroup, ...] = ()) -> TrainerState:
     ledger = LedgerSnapshot(3, ("ep-2",), {LedgerState.TRAINED: Account(2, 5, 1.5)})
-    return TrainerState(step, MachineState(step, 7, 3, 3, ledger, saved, ()), 12.5, {"rate": 0.5, "n": 2})
+    return TrainerState(step, MachineState(step, 7, 3, 3, ledger, saved, ()), 12.5, Rate.of(1, 2))
 
 
 def save_learner(directory: Path) -> None:
@@ -93,6 +96,15 @@ def test_a_save_that_dies_half_way_leaves_the_one_before(tmp_path) -> None:
         store.save(state(2), full_disk)
     assert store.latest() == first
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_resumed_run_tells_of_how_many_episodes_its_first_evaluation_was(tmp_path) -> None:
+    saved = CheckpointStore(tmp_path, keep=1).save(state(1), save_learner)
+    found = load_state(saved).success_before
+    assert found is not None
+    (told,) = before_after({"success_before": json.loads(json.dumps(found.as_dict()))})
+    assert told.n == 2
+    assert isinstance(found.n, int)
 
 
 def test_the_same_step_can_be_saved_again(tmp_path) -> None:
