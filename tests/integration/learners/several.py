@@ -79,6 +79,20 @@ class Several:
     def tell(self, name: str, method: str, *args: Any) -> Any:
         return getattr(self._held[name], method)(*args)
 
+    def held_bytes(self, name: str) -> dict[str, int]:
+        """What this process holds of a learner that has taken a step, but for padding of Megatron's buffers."""
+        learner = self._held[name]
+        parameters = list(learner.model.parameters())
+        wrapped = [w.optimizer for w in learner.optimizer.chained_optimizers]
+        kept = [p for o in wrapped for group in o.param_groups for p in group["params"]]
+        states = [state for o in wrapped for state in o.state.values()]
+        return {
+            "parameters": sum(p.nbytes for p in parameters),
+            "gradients": sum(p.main_grad.nbytes for p in parameters),
+            "float32 parameters": sum(p.nbytes for p in kept if p.dtype != parameters[0].dtype),
+            "moments": sum(state[key].nbytes for state in states for key in ("exp_avg", "exp_avg_sq")),
+        }
+
 
 def make_several(layout: Layout, folder: Path, rank: Rank) -> Several:
     return Several(layout, folder, rank)
@@ -95,6 +109,7 @@ class Learners:
                 {n: p.detach() for n, p in policy(model).named_parameters()}, self._folder / f"{model}.safetensors"
             )
         self._group = RankGroup(partial(make_several, layout, self._folder), layout.world, threads=1)
+        self.layout = layout
         self._count = 0
 
     def new(self, case: Case) -> str:
@@ -104,6 +119,10 @@ class Learners:
 
     def tell(self, name: str, method: str, *args: Any) -> list[Any]:
         return self._group.call("tell", name, method, *args)
+
+    def held_bytes(self, name: str) -> list[dict[str, int]]:
+        found: list[dict[str, int]] = self._group.call("held_bytes", name)
+        return found
 
     def weights(self, name: str) -> Mapping[str, Tensor]:
         self.tell(name, "write_weights", self._folder / "weights.safetensors")

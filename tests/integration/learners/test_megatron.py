@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from benchmarks.learner_equality import asyppo
+from roll_core.cluster.memory import learner_need
+from roll_core.config import load_recipe
+from roll_core.config.load import recipe_from_data
 from roll_core.errors import CheckpointError, LearnerDead, RecipeError
 from roll_core.learners import LearnerConfig
 from roll_core.learners.megatron.layout import Layout
@@ -106,6 +109,34 @@ def test_bfloat16_stays_near_float32_and_keeps_float32(learners: Learners, tmp_p
     for one in (name, other):
         learners.tell(one, "train_step", weighed(9), 0.0)
     assert torch.equal(flat(learners.weights(other)), flat(learners.weights(name)))
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole optimizer", "distributed optimizer"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_memory_that_is_planned_is_what_a_process_holds(learners: Learners, dtype: str, sharded: bool) -> None:
+    layout = learners.layout
+    name = learners.new(Case("qwen3", {"float32": "ppo"}.get(dtype, dtype), distributed_optimizer=sharded))
+    learners.tell(name, "train_step", weighed(0), 0.0)
+    held = learners.held_bytes(name)
+    data = load_recipe("countdown-tiny").model_dump(mode="json")
+    data["learner"] |= {
+        "kind": "megatron", "optimizer": "adamw", "dtype": dtype, "processes": layout.world,
+        "tensor_parallel": layout.tensor, "pipeline_parallel": layout.pipeline,
+        "sequence_parallel": layout.sequence, "distributed_optimizer": sharded,
+    }  # fmt: skip
+    need = learner_need(recipe_from_data(data, "test"), MODELS["qwen3"]).parts
+    for part in ("parameters", "gradients"):
+        assert max(one[part] for one in held) == need[part], part
+    replicas = [range(first, first + layout.tensor * layout.data, layout.tensor) for first in _firsts(layout)]
+    for part in ("float32 parameters", "moments"):  # of replicas together: Megatron's cuts are not quite even
+        most = max(sum(held[rank][part] for rank in ranks) for ranks in replicas)
+        assert 0 <= need[part] * layout.data - most < 8 * layout.data, part
+
+
+def _firsts(layout: Layout) -> list[int]:
+    """The first replica's ranks: tensor ranks follow each other, then replicas, then stages."""
+    per_stage = layout.tensor * layout.data
+    return [stage * per_stage + rank for stage in range(layout.pipeline) for rank in range(layout.tensor)]
 
 
 @pytest.mark.parametrize("model", list(MODELS))

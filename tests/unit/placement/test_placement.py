@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -12,12 +13,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roll_core.cluster.memory import activation_bytes, engine_need, learner_need, parameter_count, trained_count
+from roll_core.cluster.memory import (
+    activation_bytes,
+    engine_need,
+    learner_need,
+    parameter_count,
+    stage_count,
+    trained_count,
+)
 from roll_core.cluster.placement import at_seat, describe, make_plan
 from roll_core.config import Recipe, load_recipe
 from roll_core.config.load import recipe_from_data
 from roll_core.errors import RecipeError
 from roll_core.learners import LearnerConfig
+from roll_core.learners.megatron.layout import Layout
 from roll_core.learners.torch_learner import TorchLearner
 from roll_core.models import CausalLM, ModelConfig
 from roll_core.models.lora import add_lora
@@ -262,3 +271,41 @@ def test_shares_of_the_learner_and_the_cache_of_an_engine() -> None:
     assert (
         engine_need(recipe(engine={"slots": 5, "dtype": "bfloat16"}), SMALL).parts["KV cache"] * 2 == need["KV cache"]
     )
+
+
+CUT = ModelConfig(
+    vocab=320, hidden=64, layers=4, heads=4, kv_heads=2, head_dim=16, intermediate=96, max_context=160, tie=False
+)
+# Two of CUT's layers by tensor 2: half of (64·64·2 + 64·32·2 + 3·64·96) and norms of 2·64 + 2·16; half of the head's
+# 320·64; the last norm of 64. The first stage has no last norm.
+LAST_STAGE = 2 * (15_360 + 160) + 10_240 + 64
+MEGATRON: dict[str, Any] = {"kind": "megatron", "optimizer": "adamw"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sharded", "each"),
+    [("float32", False, 16), ("float32", True, 8 + 8 // 2), ("bfloat16", False, 18), ("bfloat16", True, 6 + 12 // 2)],
+)
+def test_megatron_holds_as_many_bytes_a_parameter_as_its_own_guide_says(dtype: str, sharded: bool, each: int) -> None:
+    cut = {"processes": 8, "tensor_parallel": 2, "pipeline_parallel": 2, "distributed_optimizer": sharded}
+    need = learner_need(recipe(learner={**MEGATRON, "dtype": dtype, **cut}), CUT).parts
+    assert sum(need[name] for name in ("parameters", "gradients", "float32 parameters", "moments")) == each * LAST_STAGE
+    assert need["gradients"] == 4 * LAST_STAGE
+    assert need["parameters"] == (2 if dtype == "bfloat16" else 4) * LAST_STAGE
+
+
+def test_under_megatron_a_tied_head_is_a_copy_in_the_last_stage_and_a_reference_has_the_passes_precision() -> None:
+    tied = dataclasses.replace(CUT, tie=True)
+    assert stage_count(tied, Layout(tensor=2, pipeline=2)) == LAST_STAGE
+    assert stage_count(tied, Layout(tensor=2)) == 4 * 15_520 + 10_240 + 64
+    wanted = recipe(learner={**MEGATRON, "dtype": "bfloat16"}, algorithm={"kl_coef": 0.1})
+    assert learner_need(wanted, CUT).parts["reference"] == 2 * parameter_count(CUT)
+
+
+def test_tensor_ranks_share_activations_and_with_sequence_parallelism_all_of_them() -> None:
+    def activations(**cut: Any) -> int:
+        return learner_need(recipe(learner={**MEGATRON, **cut}), CUT).parts["activations"]
+
+    tensor = {"processes": 2, "tensor_parallel": 2}
+    assert activations(**tensor, sequence_parallel=True) * 2 == activations()
+    assert activations() // 2 < activations(**tensor) < activations()
