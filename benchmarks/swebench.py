@@ -1,14 +1,19 @@
-"""``python -m benchmarks.swebench --data DIR [--quick] [--jobs N] [--faults | --recovery]``: whether the judge of
-swebench can be believed.
+"""``python -m benchmarks.swebench [--data DIR] [--quick] [--jobs N] [--faults | --recovery | --train]``: whether the
+judge of swebench can be believed, and whether a model can be trained by it.
 
-Plays every instance of DIR (as ``rock env make-swe`` writes it) three times through the trainer's own episodes, in
-Docker sandboxes: the reference solution, an empty submission, and one that leaves the bug and tampers with the tests.
-Expected are 100, 0 and 0 % resolved and no void episode; anything else is exit code 1. ``--quick``: six instances.
+Plays every instance of DIR (as ``rock env make-swe`` writes it; without DIR four of itsdangerous are made first) three
+times through the trainer's own episodes, in Docker sandboxes: the reference solution, an empty submission, and one that
+leaves the bug and tampers with the tests. Expected are 100, 0 and 0 % resolved and no void episode; anything else is
+exit code 1. ``--quick``: six instances.
 
 ``--faults``: sixteen episodes at once, of the three kinds in turn, each with ten steps of ordinary work, while every
 two seconds the sandbox of one, the judge's too, is killed, paused or frozen, or its environment's process is killed.
 Those that end void are played again, as the trainer does; none may be lost or scored wrongly. ``--recovery``: the
 container is killed after step 15, ten times.
+
+``--train``: two learner steps of ``rock train`` on them, with evaluations before and after, twice: a tiny model of
+random weights, and an expert in its place who answers with the reference solution. Printed is what the ledger says of
+every episode dispatched and what they cost. The expert must win them all, and none may be unaccounted for.
 """
 
 from __future__ import annotations
@@ -17,11 +22,13 @@ import argparse
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks._measuring import home, machine, platform
 from benchmarks._swe_faults import Striker, long_plans, recoveries, verdicts
@@ -53,6 +60,7 @@ git add -A && git commit -qm 'all tests pass' """
 
 ROUNDS = 4
 """Under faults: how often an episode that ends void is played, at most."""
+MADE_OF, MADE = "itsdangerous", 4
 EXPECTED = {"gold": 1.0, "empty": 0.0, "tampering": 0.0}
 
 
@@ -189,33 +197,53 @@ async def measure_under_faults(
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    from envs.swebench.judge.prepare import instances
+def make(place: Path, out: Path, package: str, count: int) -> Path:
+    """Instances by the command that people use. ``place``: the home it works in. Blocks for minutes."""
+    argv = [sys.executable, "-m", "rock.cli", "env", "make-swe", package, "--count", str(count), "--out", str(out)]
+    subprocess.run(argv, check=True, env={**os.environ, "ROCK_HOME": str(place)}, stdout=subprocess.DEVNULL)
+    return out
+
+
+def build(place: Path, data: Path, *, quick: bool = False) -> None:
+    """The environment and its judge, with their images, of these instances."""
     from rock.runtimes.building import build_environment
     from rock.runtimes.bundles import EnvCatalog
 
+    with mock.patch.dict(os.environ, SWEBENCH_DATA=str(data.absolute())):
+        for name in ("swebench", "swebench-judge"):
+            build_environment(EnvCatalog(place), name, quick=quick, force=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from benchmarks._swe_training import sound, train_arms
+    from envs.swebench.judge.prepare import instances
+
     parser = argparse.ArgumentParser(prog="benchmarks.swebench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="directory that `rock env make-swe --out` wrote")
+    parser.add_argument("--data", type=Path, help=f"what `rock env make-swe --out` wrote; else {MADE} of {MADE_OF}")
     parser.add_argument("--quick", action="store_true", help="six instances")
     parser.add_argument("--jobs", type=int, default=2, help="episodes at a time")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--faults", action="store_true", help="sixteen episodes at once, sandboxes killed and frozen")
     how.add_argument("--recovery", action="store_true", help="seconds to go on after a container is killed at step 15")
+    how.add_argument("--train", action="store_true", help="two learner steps: a tiny model, and an expert in its place")
     args = parser.parse_args(argv)
-    os.environ["SWEBENCH_DATA"] = str(args.data.absolute())
     with home() as place:
-        for name in ("swebench", "swebench-judge"):
-            build_environment(EnvCatalog(place), name, quick=args.quick, force=True)
+        data = args.data or make(place, place / "bugs", MADE_OF, MADE)
+        build(place, data, quick=args.quick)
         capacity = 64 if args.faults else 3 * args.jobs + 4
         with platform(place, runtime="docker", capacity=capacity, pools={}) as url:
-            rows = instances(args.data, quick=args.quick)
-            if args.faults:
+            rows = instances(data, quick=args.quick)
+            if args.train:
+                result = {"arms": train_arms(url, rows, place), "machine": machine()}
+            elif args.faults:
                 result = asyncio.run(measure_under_faults(url, rows, place))
             elif args.recovery:
                 result = asyncio.run(recoveries(url, rows, place, 10)) | {"machine": machine()}
             else:
                 result = asyncio.run(measure(url, rows, args.jobs))
     sys.stdout.write(json.dumps({"instances": len(rows), **result}, indent=1) + "\n")
+    if args.train:
+        return int(not sound(result["arms"]))
     if args.faults:
         return int(bool(result["lost"] or result["mis_scored"]))
     if args.recovery:

@@ -16,7 +16,6 @@ import pytest
 from benchmarks import swebench
 from benchmarks._measuring import home, platform
 from envs.swebench.judge.prepare import instances
-from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
 from rock.sdk import Rock
 
@@ -34,18 +33,12 @@ def place() -> Iterator[Path]:
 def data(place: Path) -> Iterator[Path]:
     """Six instances of markupsafe, made by the command."""
     with tempfile.TemporaryDirectory() as name:
-        argv = [sys.executable, "-m", "rock.cli", "env", "make-swe", "markupsafe", "--count", str(COUNT), "--out", name]
-        environ = {**os.environ, "ROCK_HOME": str(place)}
-        subprocess.run(argv, check=True, env=environ, capture_output=True, text=True)
-        yield Path(name)
+        yield swebench.make(place, Path(name), "markupsafe", COUNT)
 
 
 @pytest.fixture(scope="module")
 def catalog(place: Path, data: Path) -> EnvCatalog:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SWEBENCH_DATA", str(data))
-        for name in ("swebench", "swebench-judge"):
-            build_environment(EnvCatalog(place), name, force=True)
+    swebench.build(place, data)
     return EnvCatalog(place)
 
 
@@ -90,3 +83,18 @@ def test_checking_instances_says_what_came_of_each(place: Path):
     assert done.returncode == 0, done.stderr
     played = json.loads(done.stdout)
     assert [(one["verdict"], one["solved"], one["times"]) for one in played] == [("solved", 2, 2)] * 2
+
+
+def test_a_run_accounts_for_every_episode_and_an_expert_in_the_models_place_wins_them_all(data: Path):
+    argv = [sys.executable, "-m", "benchmarks.swebench", "--train", "--data", str(data)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    arms = json.loads(done.stdout)["arms"]
+    for arm in arms.values():
+        accounts = {state: count for state, count in arm["accounts"].items() if state != "void"}
+        assert accounts == {"trained": 8, "evaluated": 4}
+        assert arm["dispatched"] == sum(arm["accounts"].values())
+        assert (arm["conserved"], arm["ledgers_agree"], arm["unaccounted"]) == (True, True, [])
+        assert min(arm["tokens"], arm["sandbox_s"]) > 0
+    assert arms["expert"]["success"] == {"train": 1.0, "eval": 1.0}
+    assert arms["tiny"]["success"]["train"] < 1.0
