@@ -29,6 +29,8 @@ from rock.wire.models import (
     NodeUpdate,
     NodeView,
     PoolView,
+    PrefetchRequest,
+    PrefetchView,
     Pressure,
     ProbeResult,
     QuarantineView,
@@ -263,6 +265,8 @@ _ALL: tuple[Message, ...] = (
     ),
     TaskFailure(env="alfworld", task=TASK, reason="KeyError: 'mug'"),
     TaskList(env="alfworld", split="train", tasks=(TASK,)),
+    PrefetchRequest(tasks=("toolz__toolz-1.2.0-0001", "toolz__toolz-1.2.0-0002")),
+    PrefetchView(images=4),
 )
 EXAMPLES: dict[str, object] = {type(one).__name__: one.model_dump(mode="json") for one in _ALL}
 """By the name of the model."""

@@ -19,6 +19,8 @@ from rock.wire.models import (
     LeaseRequest,
     LeaseView,
     LogView,
+    PrefetchRequest,
+    PrefetchView,
     RecoverRequest,
     RecoveryReport,
     RestartRequest,
@@ -178,3 +180,9 @@ def _envs(router: APIRouter, control: Control) -> None:
     @router.get("/envs/{name}/tasks", tags=["environments"], summary="The tasks of a split")
     async def tasks(name: EnvName, split: str = "train") -> TaskList:
         return await control.tasks(name, split)
+
+    @router.post("/envs/{name}/prefetch", status_code=202, tags=["environments"], summary="Tasks that come soon")
+    async def prefetch(name: EnvName, request: PrefetchRequest) -> PrefetchView:
+        """Every node fetches and makes the images of these tasks, and those of their judge, in the background, one at a
+        time; where tasks have no images of their own nothing is done. What fails is told when a lease wants it."""
+        return await control.prefetch(name, request.tasks)

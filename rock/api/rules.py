@@ -98,6 +98,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/envs"): Rule("read"),
     ("GET", "/envs/{name}"): Rule("read", (NotFound,)),
     ("GET", "/envs/{name}/tasks"): Rule("read", (NotFound, ImageNotFound)),
+    ("POST", "/envs/{name}/prefetch"): Rule("run", (NotFound, ImageNotFound)),
     ("POST", "/runs"): Rule("run", _RUN),
     ("GET", "/runs"): Rule("read", (StorageError,)),
     ("GET", "/runs/{run_id}"): Rule("read", _RUN),

@@ -310,6 +310,9 @@ class RemoteNode:
     async def snapshots(self) -> Sequence[str]:
         return _STRINGS.validate_python(await self._ask("snapshots"))
 
+    async def prefetch(self, images: Sequence[str]) -> None:
+        await self._ask("prefetch", wire.PrefetchCall(images=tuple(images)))
+
     async def quarantine(self) -> Sequence[QuarantineView]:
         return _QUARANTINE.validate_python(await self._ask("quarantine"))
 

@@ -27,3 +27,13 @@ class Catalog(Protocol):
     def pool_size(self, name: str) -> PoolSize:
         """How many ready sandboxes to keep while the environment is in use."""
         ...
+
+
+def images_of(catalog: Catalog, name: str, tasks: Sequence[str]) -> list[str]:
+    """Those that sandboxes of these tasks want, the environment's and its judge's, where they have images of their own.
+    Touches the disk. Raises NotFound."""
+    view = catalog.view(name)
+    judges = [catalog.view(view.judge)] if view.judge else []
+    envs = [one.name for one in (view, *judges) if one.task_images]
+    specs = (catalog.task_spec(env, task) for task in tasks for env in envs)
+    return list(dict.fromkeys(spec.image for spec in specs if spec is not None))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from rock.control.catalog import Catalog
+from rock.control.catalog import Catalog, images_of
 from rock.control.history import History
 from rock.control.keys import KeyRing
 from rock.control.leases import LeaseService
@@ -41,6 +41,7 @@ from rock.wire.models import (
     Health,
     LogView,
     NodeView,
+    PrefetchView,
     RestartRequest,
     RestartView,
     SandboxStats,
@@ -263,6 +264,13 @@ class Control:
 
     async def tasks(self, name: str, split: str) -> TaskList:
         return TaskList(env=name, split=split, tasks=tuple(await asyncio.to_thread(self._catalog.tasks, name, split)))
+
+    async def prefetch(self, name: str, tasks: Sequence[str]) -> PrefetchView:
+        """Have every node fetch, in the background, the images of these tasks and those their judge wants."""
+        images = await asyncio.to_thread(images_of, self._catalog, name, tasks)
+        if images:
+            await self.nodes.prefetch(images)
+        return PrefetchView(images=len(images))
 
 
 def _version() -> str:

@@ -322,6 +322,16 @@ class NodeBook:
             if not member.health.dead:
                 await member.keep(pool)
 
+    async def prefetch(self, images: Sequence[str]) -> None:
+        """As of a node (`NodeHandle.prefetch`), for every node that may get sandboxes. Failures are only logged."""
+        for member in self._members.values():
+            if member.health.dead or member.health.word is NodeStanding.DRAINING:
+                continue
+            try:
+                await member.handle.prefetch(images)
+            except RockError as error:
+                log.info("node=%s was not asked to prefetch: %s", member.handle.name, error)
+
     async def _tell_pools(self, member: Member) -> None:
         """Everything again: it may be another process by now."""
         for pool in list(self._pools.values()):

@@ -38,6 +38,7 @@ from rock.node.adoption import Adoption, PoolNotes
 from rock.node.config import NodeConfig
 from rock.node.fleet import Fleet
 from rock.node.gateway import Gateway
+from rock.node.prefetching import Prefetcher
 from rock.node.record import Grant, Pool, Record, Waiter
 from rock.node.snapshots import SnapshotTaker
 from rock.node.supervisor import Supervisor
@@ -72,6 +73,7 @@ class Node:
         self._fleet = Fleet(config, runtime.name, clock or MonotonicClock(), rng or random.Random())
         self._supervisor = Supervisor(config, runtime, self._fleet)
         self._snapshots = SnapshotTaker(config, runtime, self._fleet)
+        self._prefetcher = Prefetcher(runtime)
         self._gateway = Gateway(self._fleet)
         self._started_at = datetime.now(UTC)
         self._closed = False
@@ -221,6 +223,10 @@ class Node:
     async def snapshots(self) -> Sequence[str]:
         return await self._runtime.snapshots()
 
+    async def prefetch(self, images: Sequence[str]) -> None:
+        if not self._closed:
+            self._prefetcher.ask(images)
+
     async def quarantine(self) -> Sequence[QuarantineView]:
         return self._fleet.quarantine.views()
 
@@ -330,6 +336,7 @@ class Node:
     async def close(self, *, keep_sandboxes: bool = False) -> None:
         self.refuse_claims()
         await self._gateway.close()
+        await self._prefetcher.close()
         await self._supervisor.close()
         for record in self._fleet.records.values():
             if record.client is not None:

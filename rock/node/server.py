@@ -182,6 +182,7 @@ class NodeServer:
             ),
             "remove_snapshot": (wire.SnapshotNameCall, lambda call: node.remove_snapshot(call.name)),
             "snapshots": (nothing, lambda _: node.snapshots()),
+            "prefetch": (wire.PrefetchCall, lambda call: node.prefetch(call.images)),
             "quarantine": (nothing, lambda _: node.quarantine()),
             "clear_quarantine": (wire.SubjectCall, lambda call: node.clear_quarantine(call.subject)),
             "restore_quarantine": (wire.QuarantineCall, lambda call: node.restore_quarantine(call.views)),

@@ -18,6 +18,8 @@ from rock.wire.models import (
     LogView,
     NodeUpdate,
     NodeView,
+    PrefetchRequest,
+    PrefetchView,
     QuarantineView,
     RestartRequest,
     RestartView,
@@ -154,6 +156,18 @@ class FleetCalls:
     async def tasks(self, env: str, split: str = "train") -> TaskList:
         """The tasks of a split. Raises NotFound (caller: environment or split), ImageNotFound (caller: not built)."""
         return await self._transport.get(TaskList, f"envs/{part(env)}/tasks", split=split)
+
+    async def prefetch(self, env: str, tasks: Sequence[str]) -> int:
+        """Say that these tasks, at most 256, will be played soon: nodes make their images meanwhile, in the background.
+
+        Returns how many images that are, the judge's included; 0 where tasks have none of their own. Raises NotFound
+        (caller).
+        """
+        body = PrefetchRequest(tasks=tuple(tasks))
+        view: PrefetchView = await self._transport.request(
+            "POST", f"envs/{part(env)}/prefetch", body=body, kind=PrefetchView, idempotent=True
+        )
+        return view.images
 
     # --- quarantine
 

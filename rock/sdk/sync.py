@@ -104,6 +104,7 @@ class RockSync(Facade[Rock]):
     envs = blocking(Rock.envs)
     env_view = blocking(Rock.env_view)
     tasks = blocking(Rock.tasks)
+    prefetch = blocking(Rock.prefetch)
 
     quarantine = blocking(Rock.quarantine)
     clear_quarantine = blocking(Rock.clear_quarantine)

@@ -87,6 +87,10 @@ class NodeHandle(Protocol):
         """
         ...
 
+    async def prefetch(self, images: Sequence[str]) -> None:
+        """Have these images here before a sandbox wants them. Answers at once; failures are told when one does."""
+        ...
+
     async def quarantine(self) -> Sequence[QuarantineView]: ...
 
     async def clear_quarantine(self, subject: str) -> bool:

@@ -144,6 +144,10 @@ class SnapshotNameCall(Message):
     name: str
 
 
+class PrefetchCall(Message):
+    images: tuple[str, ...]
+
+
 class SubjectCall(Message):
     subject: str
 

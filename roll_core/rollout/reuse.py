@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from rock.domain.errors import RockError
-from roll_core.rollout.sessions import Session, SessionFactory, StepTuple
+from roll_core.rollout.sessions import Session, SessionFactory, StepTuple, look_ahead
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -141,6 +141,9 @@ class ReusedSessions:
     async def _fresh(self, task: str, seed: int) -> _Kept:
         stack = AsyncExitStack()
         return _Kept(await stack.enter_async_context(self._inner.open(task, seed)), stack)
+
+    def coming(self, tasks: Sequence[str]) -> None:
+        look_ahead(self._inner, tasks)
 
     async def tasks(self, split: str) -> Sequence[str]:
         return await self._inner.tasks(split)

@@ -20,6 +20,7 @@ from roll_core.rollout.backoff import OutageGuard
 from roll_core.rollout.clock import now_s
 from roll_core.rollout.episode import Episode, Player
 from roll_core.rollout.machine import RolloutMachine
+from roll_core.rollout.sessions import look_ahead
 from roll_core.rollout.work import Booking, Effects, EpisodeSpec
 from roll_core.types import Group, Trajectory
 
@@ -107,6 +108,7 @@ class Scheduler:
         self._timer: asyncio.TimerHandle | None = None
         self._fatal: BaseException | None = None
         self._changed = asyncio.Event()
+        self._seen_position = -1
 
     @property
     def running(self) -> int:
@@ -195,6 +197,14 @@ class Scheduler:
         self._running[spec.id] = (episode, task)
         task.add_done_callback(partial(self._ended, episode))
         self._on_started(spec)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """A new group was opened: tell of the tasks of a whole batch after it."""
+        tasks, settings = self.machine.tasks, self.machine.settings
+        if tasks.position != self._seen_position:
+            self._seen_position = tasks.position
+            look_ahead(self._player.sessions, tasks.coming(settings.groups_per_batch + settings.extra_groups))
 
     def _ended(self, episode: Episode, task: asyncio.Task[Trajectory]) -> None:
         try:

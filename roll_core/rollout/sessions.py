@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -20,13 +21,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rock.domain import errors
 from roll_core.engines.settling import Mailbox
 
 if TYPE_CHECKING:
     from rock.sdk import EnvView, Rock
+
+log = logging.getLogger(__name__)
+
+_ASKED_AT_ONCE = 256
+"""What one request may name."""
 
 StepTuple = tuple[Any, float, bool, bool, dict[str, Any]]
 
@@ -63,6 +69,20 @@ class SessionFactory(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A factory that may prepare for what it is asked for next."""
+
+    def coming(self, tasks: Sequence[str]) -> None:
+        """These tasks are opened soon. Never waits and never fails."""
+        ...
+
+
+def look_ahead(sessions: SessionFactory, tasks: Sequence[str]) -> None:
+    if isinstance(sessions, LooksAhead):
+        sessions.coming(tasks)
 
 
 def lease_time_s(episode_s: float, env: EnvView, episodes_per_sandbox: int) -> float:
@@ -103,6 +123,8 @@ class SdkSessions:
         self._step_s = step_s
         self._recovery_s = recovery_s
         self._needs_s = needs_s
+        self._coming: tuple[str, ...] = ()
+        self._asking: asyncio.Task[None] | None = None
 
     def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
         return self._rock.env(
@@ -130,8 +152,25 @@ class SdkSessions:
             f"the platform knows no environment {self._env!r}", hint="`rock env list` shows those it knows"
         )
 
+    def coming(self, tasks: Sequence[str]) -> None:
+        """The platform makes their images meanwhile, where they have images of their own. One request at a time; what
+        comes while it is under way is left to the next one."""
+        if self._asking is None or self._asking.done():
+            new = [task for task in tasks if task not in self._coming][:_ASKED_AT_ONCE]
+            if new:
+                self._coming = tuple(tasks)
+                self._asking = asyncio.get_running_loop().create_task(self._prefetch(new), name="prefetch")
+
+    async def _prefetch(self, tasks: Sequence[str]) -> None:
+        try:
+            await self._rock.prefetch(self._env, tasks)
+        except errors.RockError as error:  # a lease will fetch them, or say what is wrong
+            log.info("images of %d tasks were not asked for ahead: %s", len(tasks), error)
+
     async def close(self) -> None:
-        return None
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
 
 
 # --- without the platform --------------------------------------------------------------------------------------------

@@ -25,6 +25,12 @@ class TaskQueue:
         random.Random(f"{self._seed}/{epoch}").shuffle(order)
         return tuple(order)
 
+    def coming(self, count: int) -> tuple[str, ...]:
+        """What :meth:`take` will return in its next ``count`` calls, each task once; nothing is taken by it."""
+        positions = range(self.position, self.position + count)
+        tasks = [self._order(position // len(self._tasks))[position % len(self._tasks)] for position in positions]
+        return tuple(task for task in dict.fromkeys(tasks) if task not in self._left_out)
+
     def leave_out(self, task: str) -> None:
         """Pass it over from now on, unless that leaves none. Not part of the position: after a restart it is tried."""
         self._left_out.add(task)

@@ -1,6 +1,6 @@
 """Requests and views of the API. Frozen; unknown keys are errors; times are UTC datetimes, durations end in ``_s``."""
 
-from rock.wire.models.environments import EnvView, TaskList
+from rock.wire.models.environments import EnvView, PrefetchRequest, PrefetchView, TaskList
 from rock.wire.models.episodes import EpisodeFilter, EpisodePage, EpisodeRecord, LatencyView, LedgerView, TurnRecord
 from rock.wire.models.keys import KeyCreate, KeyView, Scope
 from rock.wire.models.leases import (
@@ -60,6 +60,8 @@ __all__ = [
     "NodeView",
     "PoolSize",
     "PoolView",
+    "PrefetchRequest",
+    "PrefetchView",
     "Pressure",
     "ProbeResult",
     "QuarantineView",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from rock.wire.models.leases import Recovery
@@ -32,6 +34,17 @@ class EnvView(Message):
     cleanup_s: float = 0.0
     objectives: dict[str, float] = Field(default_factory=dict)
     """Within how many seconds 95 of 100 should be done, by what is measured (``open``, ``reset``, ``step``)."""
+
+
+class PrefetchRequest(Message):
+    """``POST /v1/envs/{name}/prefetch``: these tasks will be played soon."""
+
+    tasks: Annotated[tuple[str, ...], Field(max_length=256)]
+
+
+class PrefetchView(Message):
+    images: int
+    """Of the tasks that have images of their own, and of their judge's: how many every node was asked to have."""
 
 
 class TaskList(Message):

@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from benchmarks import swebench
 from benchmarks._measuring import home, platform
 from envs.swebench.judge.prepare import instances
 from rock.domain.errors import ImageBuildFailed, InvalidRequest, TaskQuarantined
-from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
+from rock.runtimes.images import docker_client, has_image
 from rock.sdk import Rock
 from tests.integration.swebench import official
 
@@ -48,10 +49,7 @@ def data(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     try:
         official.build(NEW, "+", folder / "new")
         official.build(OLD, "*", folder / "old")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SWEBENCH_DATA", str(folder))
-            for name in ("swebench", "swebench-judge"):
-                build_environment(EnvCatalog(place), name, force=True)
+        swebench.build(place, folder)
         yield folder
     finally:
         official.remove([NEW, OLD])
@@ -152,6 +150,27 @@ def test_a_lost_sandbox_goes_on_from_its_snapshot_in_the_tasks_own_image(url: st
             return len(env.recoveries), ended.reward == 1.0, answer
 
     assert asyncio.run(play()) == (1, True, "kept\nexit code 0")
+
+
+def test_tasks_that_are_said_to_come_have_their_images_and_their_judges_before_anybody_asks(place: Path, url: str):
+    catalog = EnvCatalog(place)
+    specs = [catalog.task_spec(env, NEW) for env in ("swebench", "swebench-judge")]
+    images = [spec.image for spec in specs if spec is not None]
+    assert len(images) == 2
+
+    async def prefetch() -> int:
+        async with Rock(url) as rock:
+            return await rock.prefetch("swebench", [LOST, NEW])
+
+    with docker_client(60.0) as api:
+        for image in images:
+            if has_image(api, image):
+                api.remove_image(image, force=True)
+        assert asyncio.run(prefetch()) == 4, "two tasks, in the agent's image and in the judge's"
+        deadline = time.monotonic() + 300
+        while missing := [image for image in images if not has_image(api, image)]:
+            assert time.monotonic() < deadline, missing
+            time.sleep(0.2)
 
 
 def test_check_and_prefetch_know_the_images_of_tasks(place: Path, url: str):
