@@ -112,7 +112,7 @@ async def train(
     try:
         return await _Run(recipe, directory, sessions, reporter, display, worker, demo_cache).play()
     finally:
-        worker.close()
+        await worker.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +271,7 @@ class _WarmStart:
         self.display.phase("imitation", settings.epochs * -(-len(samples) // settings.batch_size))
 
         def progress(step: int, steps: int, loss: float) -> None:
+            self.worker.go_on()
             watch.progressed()
             self.display.advance(step, f"loss {loss:.3f}")
 

@@ -1,6 +1,8 @@
 """One daemon thread for the learner's work: the event loop never blocks, and a hanging step never blocks the exit.
 
-Invariant: who waits for a function hears of its end, also of that of the thread itself.
+Invariants: who waits for a function hears of its end, also of that of the thread itself; the interpreter does not end
+under work that takes less than ``CLOSE_S`` to its next :meth:`Worker.go_on`. Python ends a daemon thread where it asks
+for the lock, and torch's C++ beneath it does not survive that: the process aborts, after all was saved and said.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ import torch
 from roll_core.errors import LearnerFailed
 
 T = TypeVar("T")
+
+CLOSE_S = 10.0
+"""A person who pressed Ctrl-C waits this long at most for work that nobody wants any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Worker:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -80,8 +86,16 @@ class Worker:
             self._refuse_all()
         return await future
 
-    def close(self) -> None:
+    def go_on(self) -> None:
+        """Long work calls it between its parts. Raises LearnerFailed once nobody wants its result any more."""
+        if self._closing:
+            raise LearnerFailed(f"The thread {self._name!r} is being closed: its work is given up.")
+
+    async def close(self) -> None:
+        """What runs is given up at its next :meth:`go_on`, or finished; waits ``CLOSE_S`` for that."""
+        self._closing = True
         self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join, CLOSE_S)
 
     def _work(self) -> None:
         try:

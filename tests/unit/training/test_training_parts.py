@@ -134,7 +134,35 @@ def test_the_worker_keeps_the_loop_free_and_passes_errors_on() -> None:
         assert await waiting
         with pytest.raises(ZeroDivisionError):
             await worker.run(lambda: 1 / 0)
-        worker.close()
+        await worker.close()
+
+    asyncio.run(main())
+
+
+def test_closing_a_worker_waits_for_the_part_it_is_at_and_no_other() -> None:
+    """Else the interpreter ends under torch, and the process aborts."""
+
+    async def main() -> None:
+        worker, begun, gate = Worker("closing"), threading.Event(), threading.Event()
+        parts: list[int] = []
+
+        def work() -> None:
+            for part in range(3):
+                worker.go_on()
+                begun.set()
+                gate.wait(10)
+                parts.append(part)
+
+        waiting = asyncio.ensure_future(worker.run(work))
+        await asyncio.to_thread(begun.wait, 10)
+        waiting.cancel()
+        closing = asyncio.ensure_future(worker.close())
+        await asyncio.sleep(0)  # it has begun to close
+        assert not parts
+        gate.set()
+        await closing
+        assert parts == [0]
+        assert not any(t.name == "closing" for t in threading.enumerate())
 
     asyncio.run(main())
 
@@ -168,7 +196,7 @@ def test_who_waits_for_a_thread_that_ends_hears_of_it(busy: bool) -> None:
                 await asyncio.wait_for(future, 10)
         for future in waiting:
             future.cancel()
-        worker.close()
+        await worker.close()
 
     asyncio.run(main())
 
