@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from rock.domain.alerts import Action
 from roll_core.config import Recipe
 from roll_core.errors import RunPaused
 from roll_core.training.alerts import Alarms, read_alerts, standing_rules
@@ -22,6 +24,14 @@ from roll_core.training.alerts import Alarms, read_alerts, standing_rules
 def recipe(**alerts: Any) -> Recipe:
     written = {"name": "night", "env": {"name": "e"}, "warm_start": {"demonstrations": 1}, "alerts": alerts}
     return Recipe.model_validate_json(json.dumps(written))
+
+
+def test_the_rules_in_the_documentation_hold_and_show_every_action() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    written = next(block for block in text.split("```yaml\n")[1:] if block.startswith("alerts:"))
+    alerts = yaml.safe_load(written.split("```")[0])["alerts"]
+    own = {rule["name"] for rule in alerts["rules"]}
+    assert {r.action for r in standing_rules(recipe(**alerts).alerts) if r.name in own} == set(Action)
 
 
 class Clock:
