@@ -108,6 +108,24 @@ def test_incidents_are_drawn_in_time_and_filtered(visit, scene):
     no_trouble(visit, scene)
 
 
+def fleet_page_of_a_sandbox(visit, scene, **request):
+    """The fleet's page with a sandbox chosen that was leased for it; and that lease."""
+    with RockSync(scene.platform.url) as rock:
+        lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600, **request))
+    page = go(visit, scene, "fleet")
+    page.get_by_label("Sandbox", exact=True).click()
+    page.keyboard.type(lease.sandbox_id)
+    page.get_by_role("option", name=re.compile(lease.sandbox_id)).click()
+    return page, lease
+
+
+def dialog_of(page, button):
+    page.get_by_role("button", name=button, exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.wait_for(timeout=WAIT_MS)
+    return dialog
+
+
 def node_stands(scene) -> NodeStanding:
     with RockSync(scene.platform.url) as rock:
         return rock.nodes()[0].standing
@@ -116,9 +134,7 @@ def node_stands(scene) -> NodeStanding:
 def test_nothing_is_changed_without_a_second_click_and_then_it_is(visit, scene):
     page = go(visit, scene, "fleet")
     page.get_by_label("Reason").fill("new memory")
-    page.get_by_role("button", name="Cordon …", exact=True).click()
-    dialog = page.get_by_role("dialog")
-    dialog.wait_for(timeout=WAIT_MS)
+    dialog = dialog_of(page, "Cordon …")
     assert "Node local gets no new leases; those it has go on." in dialog.inner_text()
     assert node_stands(scene) is NodeStanding.UP
     dialog.get_by_role("button", name="Leave it").click()
@@ -136,24 +152,13 @@ def test_nothing_is_changed_without_a_second_click_and_then_it_is(visit, scene):
     no_trouble(visit, scene)
 
 
-def choose_sandbox(page, sandbox_id):
-    page.get_by_label("Sandbox", exact=True).click()
-    page.keyboard.type(sandbox_id)
-    page.get_by_role("option", name=re.compile(sandbox_id)).click()
-
-
 def test_a_sandboxs_output_is_read_and_it_is_removed(visit, scene):
-    with RockSync(scene.platform.url) as rock:
-        lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600))
-    page = go(visit, scene, "fleet")
-    choose_sandbox(page, lease.sandbox_id)
+    page, lease = fleet_page_of_a_sandbox(visit, scene)
     page.get_by_role("button", name="Output", exact=True).click()
     page.wait_for_selector(".rk-output", timeout=WAIT_MS)
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="detached", timeout=WAIT_MS)
-    page.get_by_role("button", name="Remove …", exact=True).click()
-    dialog = page.get_by_role("dialog")
-    dialog.wait_for(timeout=WAIT_MS)
+    dialog = dialog_of(page, "Remove …")
     assert "A lease holds it" in dialog.inner_text()
     dialog.get_by_role("button", name="Remove", exact=True).click()
     said_when_done(page, f"{lease.sandbox_id} is gone.")
@@ -163,13 +168,9 @@ def test_a_sandboxs_output_is_read_and_it_is_removed(visit, scene):
 
 
 def test_commands_are_run_in_a_sandbox_one_after_the_other(visit, scene):
-    with RockSync(scene.platform.url) as rock:
-        lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600))
-    page = go(visit, scene, "fleet")
-    choose_sandbox(page, lease.sandbox_id)
+    page, lease = fleet_page_of_a_sandbox(visit, scene)
     page.wait_for_selector(".rk-usage:has-text('memory')", timeout=WAIT_MS)
-    page.get_by_role("button", name="Shell …", exact=True).click()
-    dialog = page.get_by_role("dialog")
+    dialog = dialog_of(page, "Shell …")
     line = dialog.get_by_label("Command")
     line.fill("cd /usr; echo $((6 * 7)) '<b>'; ls /no-such-place")
     line.press("Enter")
@@ -188,13 +189,8 @@ def test_commands_are_run_in_a_sandbox_one_after_the_other(visit, scene):
 
 
 def test_a_restart_moves_the_lease_to_another_sandbox(visit, scene):
-    with RockSync(scene.platform.url) as rock:
-        lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600, recovery="replay"))
-    page = go(visit, scene, "fleet")
-    choose_sandbox(page, lease.sandbox_id)
-    page.get_by_role("button", name="Restart …", exact=True).click()
-    dialog = page.get_by_role("dialog")
-    dialog.wait_for(timeout=WAIT_MS)
+    page, lease = fleet_page_of_a_sandbox(visit, scene, recovery="replay")
+    dialog = dialog_of(page, "Restart …")
     assert "its lease goes on in another" in dialog.inner_text()
     dialog.get_by_role("button", name="Restart", exact=True).click()
     said_when_done(page, f"{lease.sandbox_id} is gone; its lease goes on in")
@@ -215,14 +211,10 @@ def test_with_a_key_that_may_only_read_the_page_shows_no_action_and_says_why(vis
 
 
 def test_what_the_platform_refuses_is_shown_in_its_words(visit, scene):
-    with RockSync(scene.platform.url) as rock:
-        lease = rock.create_lease(LeaseRequest(image="toy-image", ttl_s=600))
-    page = go(visit, scene, "fleet")
-    choose_sandbox(page, lease.sandbox_id)
-    page.get_by_role("button", name="Remove …", exact=True).click()
-    page.get_by_role("dialog").wait_for(timeout=WAIT_MS)
+    page, lease = fleet_page_of_a_sandbox(visit, scene)
+    dialog = dialog_of(page, "Remove …")
     scene.platform.kill()
-    page.get_by_role("dialog").get_by_role("button", name="Remove", exact=True).click()
+    dialog.get_by_role("button", name="Remove", exact=True).click()
     said_when_done(page, f"Remove {lease.sandbox_id} was refused")
     scene.platform.start()
 
