@@ -125,6 +125,8 @@ class SdkSessions:
         self._needs_s = needs_s
         self._coming: tuple[str, ...] = ()
         self._asking: asyncio.Task[None] | None = None
+        self._own_images = True
+        """Until the platform says that none of the tasks asked for has one."""
 
     def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
         return self._rock.env(
@@ -155,7 +157,7 @@ class SdkSessions:
     def coming(self, tasks: Sequence[str]) -> None:
         """The platform makes their images meanwhile, where they have images of their own. One request at a time; what
         comes while it is under way is left to the next one."""
-        if self._asking is None or self._asking.done():
+        if self._own_images and (self._asking is None or self._asking.done()):
             new = [task for task in tasks if task not in self._coming][:_ASKED_AT_ONCE]
             if new:
                 self._coming = tuple(tasks)
@@ -163,7 +165,7 @@ class SdkSessions:
 
     async def _prefetch(self, tasks: Sequence[str]) -> None:
         try:
-            await self._rock.prefetch(self._env, tasks)
+            self._own_images = await self._rock.prefetch(self._env, tasks) > 0
         except errors.RockError as error:  # a lease will fetch them, or say what is wrong
             log.info("images of %d tasks were not asked for ahead: %s", len(tasks), error)
 

@@ -112,3 +112,21 @@ def test_the_platform_is_asked_once_for_each_and_need_not_answer() -> None:
         await sessions.close()
 
     asyncio.run(main())
+
+
+def test_where_no_task_has_an_image_of_its_own_the_platform_is_not_asked_again() -> None:
+    class Plain(Platform):
+        async def prefetch(self, env: str, tasks: Sequence[str]) -> int:
+            self.asked.append((env, *tasks))
+            return 0
+
+    async def main() -> None:
+        platform = Plain()
+        sessions = SdkSessions(platform, "e", run_id="", wait_s=1, ttl_s=1, reset_s=1, step_s=1, recovery_s=1)  # type: ignore[arg-type]
+        for task in "abc":
+            sessions.coming([task])
+            await asyncio.sleep(0.01)
+        assert platform.asked == [("e", "a")]
+        await sessions.close()
+
+    asyncio.run(main())
