@@ -58,6 +58,7 @@ find . -name 'test_*.py' -exec sh -c 'printf "def test_all():\\n    pass\\n" > "
 git add -A && git commit -qm 'all tests pass' """
 """Hooks that turn failures into successes, another pytest, settings that run nothing, tests that test nothing."""
 
+_OF_LEASES = ("recovered", "diverged", "lost")
 ROUNDS = 4
 """Under faults: how often an episode that ends void is played, at most."""
 MADE_OF, MADE = "itsdangerous", 4
@@ -171,7 +172,8 @@ async def measure(url: str, rows: Sequence[Any], jobs: int) -> dict[str, Any]:
 async def measure_under_faults(
     url: str, rows: Sequence[Any], place: Path, *, episodes: int = 16, steps: int = 10
 ) -> dict[str, Any]:
-    """All episodes at once, and a striker beside them. ``lost``: those that had no verdict in the end."""
+    """All episodes at once, and a striker beside them. ``lost``: those that had no verdict in the end. ``recovered``:
+    sandboxes replaced under agents; ``leases``: what became of all that lost theirs, the judges' too."""
     async with Rock(url) as rock, Rock(url) as other:
         plans = open_plans = long_plans(plans_of(rows), episodes, steps)
         began = time.monotonic()
@@ -185,12 +187,14 @@ async def measure_under_faults(
         finally:
             striking.cancel()
             await asyncio.gather(striking, return_exceptions=True)
+        leases = {kind: len(await rock.events(kind=f"lease.{kind}", limit=1000)) for kind in _OF_LEASES}
     return {
         "episodes": len(plans),
         "lost": len(open_plans),
         "mis_scored": [wrong for one in rounds for wrong in one["mis_scored"].items()],
         "void": [void for one in rounds for void in one["void"].items()],
         "recovered": sum(one["recovered"] for one in rounds),
+        "leases": leases,
         "faults": dict(striker.done),
         "elapsed_s": round(time.monotonic() - began, 1),
         "machine": machine(),
