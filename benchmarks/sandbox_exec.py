@@ -26,17 +26,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measuring import home, machine, p50_ms, percentile, platform
-from benchmarks.sandbox_latency import docker_exec, nothing_starts
+from benchmarks._containers import COMMAND, checked, docker_exec, docker_is_here, nothing_starts, on_docker, took
+from benchmarks._measuring import machine, p50_ms, percentile
 from rock.runtimes.docker import BASE_TAG
-from rock.runtimes.docker_daemon import check_docker, new_client
-from rock.runtimes.images import ensure_base_image
+from rock.runtimes.docker_daemon import new_client
 from rock.sdk import Limits, Rock, Sandbox, SandboxSpec
 
 CROWD = 8
@@ -45,7 +43,6 @@ MB = 1 << 20
 FILE_MB = 48
 CHANGED_MB = 50
 SWEREX = "1.4.0"
-_COMMAND, _CODE = "(exit 7)", 7
 _SUM = 'python3 -c \'import zlib; print(zlib.crc32(open("/opt/changed", "rb").read()))\''
 _ROOMY = Limits(tmpfs_bytes=256 * MB, memory_bytes=1 << 30)
 
@@ -67,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer of everything: under a minute")
     parser.add_argument("--files", action="store_true", help="files and archives alone")
     args = parser.parse_args(argv)
-    if not (found := check_docker()).ok:
-        print(f"This needs Docker: {found.detail}. {found.remedy}")
+    if not docker_is_here():
         return 1
     scale = _QUICK if args.quick else _FULL
     print(json.dumps(run_files(scale) if args.files else run(scale)))
@@ -77,10 +73,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(scale: Scale) -> dict[str, Any]:
     python, problem = swerex_python()
-    with home() as directory:
-        ensure_base_image()
-        with platform(directory, runtime="docker", capacity=CROWD + COPIES, pools={}) as url:
-            return asyncio.run(measure(url, scale, python, problem)) | machine()
+    with on_docker(CROWD + COPIES) as url:
+        return asyncio.run(measure(url, scale, python, problem)) | machine()
 
 
 def run_files(scale: Scale) -> dict[str, Any]:
@@ -88,10 +82,8 @@ def run_files(scale: Scale) -> dict[str, Any]:
         async with Rock(url) as rock, rock.sandbox(spec=SandboxSpec(image=BASE_TAG, limits=_ROOMY)) as box:
             return await files(box, scale.repeats)
 
-    with home() as directory:
-        ensure_base_image()
-        with platform(directory, runtime="docker", capacity=1, pools={}) as url:
-            return asyncio.run(alone(url)) | machine()
+    with on_docker(1) as url:
+        return asyncio.run(alone(url)) | machine()
 
 
 async def measure(url: str, scale: Scale, python: str, problem: str) -> dict[str, Any]:
@@ -116,8 +108,8 @@ async def commands(rock: Rock, box: Sandbox, scale: Scale, python: str, problem:
     swerex: list[float] = []
     with closing(new_client(None, 60.0)) as api:
         for _ in range(2):  # in turns, so that a busier moment of the machine touches all
-            shell += [await took(checked(box.run(_COMMAND))) for _ in range(scale.commands // 2)]
-            exec_ += [await took(checked(box.exec(["sh", "-c", _COMMAND]))) for _ in range(scale.slow_commands)]
+            shell += [await took(checked(box.run(COMMAND))) for _ in range(scale.commands // 2)]
+            exec_ += [await took(checked(box.exec(["sh", "-c", COMMAND]))) for _ in range(scale.slow_commands)]
             for _ in range(scale.slow_commands // 2):
                 docker.append(await asyncio.to_thread(docker_exec, api, f"rock-{box.id}"))
             if python:
@@ -133,22 +125,10 @@ async def commands(rock: Rock, box: Sandbox, scale: Scale, python: str, problem:
     return found | ({"swerex_problem": problem} if problem else {})
 
 
-async def took(work: Awaitable[Any]) -> float:
-    began = time.perf_counter()
-    await work
-    return time.perf_counter() - began
-
-
-async def checked(work: Awaitable[Any]) -> None:
-    code = (await work).exit_code
-    if code != _CODE:
-        raise AssertionError(f"{_COMMAND} ended with {code}, expected {_CODE}")
-
-
 async def crowd(rock: Rock, each: int) -> dict[str, Any]:
     async def busy(box: Sandbox) -> None:
         for _ in range(each):
-            await checked(box.run(_COMMAND))
+            await checked(box.run(COMMAND))
 
     async with AsyncExitStack() as stack:
         boxes = [await stack.enter_async_context(rock.sandbox(BASE_TAG)) for _ in range(CROWD)]

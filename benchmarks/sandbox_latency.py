@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +34,16 @@ from typing import Any
 
 from docker.api import APIClient
 
-from benchmarks._measuring import home, machine, p50_ms, p99_ms, percentile, platform
-from rock.runtimes.building import build_environment
-from rock.runtimes.bundles import EnvCatalog
+from benchmarks._containers import COMMAND, checked, docker_exec, docker_is_here, nothing_starts, on_docker, took, until
+from benchmarks._measuring import machine, p50_ms, p99_ms, percentile
 from rock.runtimes.docker import BASE_TAG, host_config
-from rock.runtimes.docker_daemon import check_docker, new_client
-from rock.runtimes.images import ensure_base_image
+from rock.runtimes.docker_daemon import new_client
 from rock.runtimes.shared import UNPRIVILEGED
 from rock.sdk import EnvSession, Rock, SandboxSpec
 
 FLEET = 32
 CROWD = 8
 THINK_S = 0.05
-_COMMAND = "(exit 7)"
-_CODE = 7
 _PYTHON = ["python3", "-c", "import time; print('up', flush=True); time.sleep(60)"]
 _SH = ["sh", "-c", "echo up; exec sleep 60"]
 _ECHO = """
@@ -80,19 +75,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.sandbox_latency", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer of everything: half a minute")
     args = parser.parse_args(argv)
-    if not (found := check_docker()).ok:
-        print(f"This needs Docker: {found.detail}. {found.remedy}")
+    if not docker_is_here():
         return 1
     print(json.dumps(run(_QUICK if args.quick else _FULL)))
     return 0
 
 
 def run(scale: Scale) -> dict[str, Any]:
-    with home() as directory:
-        ensure_base_image()
-        build_environment(EnvCatalog(directory), "noop")
-        with platform(directory, runtime="docker", capacity=FLEET + CROWD, pools={"noop": FLEET}) as url:
-            return asyncio.run(measure(url, scale))
+    with on_docker(FLEET + CROWD, {"noop": FLEET}) as url:
+        return asyncio.run(measure(url, scale))
 
 
 async def measure(url: str, scale: Scale) -> dict[str, Any]:
@@ -121,24 +112,6 @@ async def fleet_is_warm(rock: Rock) -> None:
         return any(pool.ready >= FLEET for node in await rock.nodes() for pool in node.pools)
 
     await until(warm, "the pool is not warm")
-
-
-async def nothing_starts(rock: Rock) -> None:
-    """The pool fills up again behind every claim, which is not what is measured next."""
-
-    async def quiet() -> bool:
-        busy = {"requested", "starting", "released", "failed"}
-        return not any(count for n in await rock.nodes() for state, count in n.sandboxes.items() if state in busy)
-
-    await until(quiet, "sandboxes are still being started or removed")
-
-
-async def until(condition: Callable[[], Awaitable[bool]], otherwise: str, within_s: float = 120.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not await condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{otherwise} after {within_s:g} s")
-        await asyncio.sleep(0.05)
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -213,11 +186,7 @@ async def measure_commands(rock: Rock, commands: int) -> dict[str, Any]:
             await box.run("true")
             await nothing_starts(rock)
             for _ in range(commands):
-                began = time.perf_counter()
-                result = await box.run(_COMMAND)
-                shell.append(time.perf_counter() - began)
-                if result.exit_code != _CODE:
-                    raise AssertionError(f"{_COMMAND} ended with {result.exit_code}, expected {_CODE}")
+                shell.append(await took(checked(box.run(COMMAND))))
             for _ in range(max(10, commands // 5)):
                 exec_.append(await asyncio.to_thread(docker_exec, api, f"rock-{box.id}"))
     ratio = percentile(exec_, 0.5) / percentile(shell, 0.5)
@@ -226,17 +195,6 @@ async def measure_commands(rock: Rock, commands: int) -> dict[str, Any]:
         "docker_exec_p50_ms": p50_ms(exec_),
         "exec_ratio": round(ratio, 1),
     }
-
-
-def docker_exec(api: APIClient, container: str) -> float:
-    began = time.perf_counter()
-    exec_id = api.exec_create(container, ["sh", "-c", _COMMAND])["Id"]
-    api.exec_start(exec_id)
-    code = api.exec_inspect(exec_id)["ExitCode"]
-    seconds = time.perf_counter() - began
-    if code != _CODE:
-        raise AssertionError(f"docker exec ended with {code}, expected {_CODE}")
-    return seconds
 
 
 # --- starts -----------------------------------------------------------------------------------------------------------

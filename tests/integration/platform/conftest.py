@@ -18,12 +18,17 @@ import httpx
 import pytest
 
 from rock.api.app import create_app
+from rock.api.server import serve
 from rock.cluster.local import Platform
 from rock.cluster.settings import PlatformSettings, instance_of
 from rock.runtimes.base import Runtime
+from rock.runtimes.building import build_environment
+from rock.runtimes.bundles import EnvCatalog
 from rock.runtimes.select import make_runtime
+from rock.sdk import Rock
 from rock.wire.models import LeaseView, SandboxSpec, SandboxView
 
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "envs"
 CHILD = """
 import asyncio, pathlib, sys
 from rock.cluster.local import Platform
@@ -61,6 +66,28 @@ class Stage:
                 yield platform, http
         finally:
             await platform.close()
+
+    @asynccontextmanager
+    async def served(self, catalog: EnvCatalog) -> AsyncIterator[Rock]:
+        """A platform that clients reach by its address, with the environments of ``catalog``."""
+        platform = await Platform.open(PlatformSettings(self.home, runtime=self.runtime), catalog=catalog)
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        server = asyncio.create_task(serve(create_app(platform.control, key=""), "127.0.0.1", 0, ready.set_result))
+        try:
+            async with asyncio.timeout(30):
+                url = await ready
+            async with Rock(url) as rock:
+                yield rock
+        finally:
+            platform.control.request_shutdown()
+            await server
+            await platform.close()
+
+    def built(self, env: str, **how: Any) -> EnvCatalog:
+        """The environments of the fixtures, ``env`` built for this home."""
+        catalog = EnvCatalog(self.home, search=[FIXTURES])
+        build_environment(catalog, env, quick=True, **how)
+        return catalog
 
     def killed_platform(self, image: str) -> list[LeaseView]:
         """Two leases, and a ready sandbox beside them, of a platform that was killed with -9."""

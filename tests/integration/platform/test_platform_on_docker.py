@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from typing import Any
 
@@ -11,13 +10,9 @@ import pytest
 
 from rock.wire.guest_client import GuestClient
 from rock.wire.models import LeaseView, SandboxSpec, SandboxView
+from tests.integration.platform.containers import docker, left_of
 
 pytestmark = pytest.mark.docker
-
-
-async def docker(*argv: str) -> str:
-    done = await asyncio.to_thread(subprocess.run, ["docker", *argv], capture_output=True, text=True, check=True)
-    return str(done.stdout)
 
 
 def test_a_killed_container_leaves_evidence_and_the_pool_is_filled_again(docker_base: str, on_docker: Any) -> None:
@@ -54,7 +49,7 @@ def test_a_killed_container_leaves_evidence_and_the_pool_is_filled_again(docker_
             assert evidence is not None
             assert (evidence.cause, evidence.last_output) == ("removed", ())  # none of Docker's own words
             assert "from outside" in evidence.detail
-        assert await docker("ps", "-aq", "--filter", f"label=rock.instance={platform.instance}") == ""
+        assert await left_of(on_docker.home) == ""
 
     asyncio.run(main())
 
@@ -91,7 +86,7 @@ def test_closing_while_sandboxes_start_leaves_none(docker_base: str, on_docker: 
                 return bool(pool.ready and pool.starting)
 
             await on_docker.until(in_the_middle)
-        assert await docker("ps", "-aq", "--filter", f"label=rock.instance={platform.instance}") == ""
+        assert await left_of(on_docker.home) == ""
         assert not list(on_docker.home.glob("run/*"))
 
     asyncio.run(main())

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rock.runtimes.building import build_environment
-from rock.runtimes.bundles import EnvCatalog
 from rock.runtimes.fake import FakeRuntime
-
-ENVS = Path(__file__).parents[2] / "fixtures" / "envs"
+from rock.sdk import NotFound
 
 
 def test_nodes_are_asked_for_the_images_of_the_tasks(on_fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROCK_ENV_PATH", str(ENVS))
-    catalog = EnvCatalog(on_fake.home)
-    bundle = build_environment(catalog, "counter", quick=True, image=False)
+    catalog = on_fake.built("counter", image=False)
+    bundle = catalog.require_built("counter")
     own = {"to-20": ["acme/one:1"], "to-21": ["acme/two:1"]}
     (bundle.directory / "images.json").write_text(json.dumps(own))
     wanted = []
@@ -36,17 +31,16 @@ def test_nodes_are_asked_for_the_images_of_the_tasks(on_fake: Any, monkeypatch: 
     monkeypatch.setattr(FakeRuntime, "ensure_image", ensure_image)
 
     async def main() -> None:
-        async with on_fake.platform() as (_, http):
-            answer = await http.post("/envs/counter/prefetch", json={"tasks": ["to-20", "to-3", "to-21"]})
-            assert (answer.status_code, answer.json()) == (202, {"images": 2})
+        async with on_fake.served(catalog) as rock:
+            assert await rock.prefetch("counter", ["to-20", "to-3", "to-21"]) == 2
 
             async def fetched() -> bool:
                 return len(seen) == 2
 
             await on_fake.until(fetched)
             assert seen == wanted
-            none = await http.post("/envs/counter/prefetch", json={"tasks": ["to-3"]})
-            assert none.json() == {"images": 0}
-            assert (await http.post("/envs/nobody/prefetch", json={"tasks": []})).status_code == 404
+            assert await rock.prefetch("counter", ["to-3"]) == 0
+            with pytest.raises(NotFound):
+                await rock.prefetch("nobody", [])
 
     asyncio.run(main())

@@ -5,35 +5,19 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from rock.api.app import create_app
-from rock.api.server import serve
-from rock.cluster.local import Platform
-from rock.cluster.settings import PlatformSettings
-from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
-from rock.sdk import EnvSession, Rock
+from rock.sdk import EnvSession
+from tests.integration.platform.containers import docker, left_of, remove
 
 pytestmark = pytest.mark.docker
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "envs"
 STEPS = 12
 DISTURBED_AFTER = 6
-
-
-async def docker(*argv: str) -> str:
-    done = await asyncio.to_thread(subprocess.run, ["docker", *argv], capture_output=True, text=True, check=True)
-    return str(done.stdout)
-
-
-async def remove(env: EnvSession) -> None:
-    await docker("rm", "-f", f"rock-{env.sandbox_id}")
 
 
 async def pause(env: EnvSession) -> None:
@@ -51,23 +35,8 @@ async def kill_the_environment(env: EnvSession) -> None:
 
 @pytest.fixture
 def counter(on_docker: Any, docker_base: str) -> EnvCatalog:
-    catalog = EnvCatalog(on_docker.home, search=[FIXTURES])
-    build_environment(catalog, "counter", quick=True)
+    catalog: EnvCatalog = on_docker.built("counter")
     return catalog
-
-
-@asynccontextmanager
-async def served(home: Path, catalog: EnvCatalog) -> AsyncIterator[Rock]:
-    platform = await Platform.open(PlatformSettings(home, runtime="docker"), catalog=catalog)
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    server = asyncio.create_task(serve(create_app(platform.control, key=""), "127.0.0.1", 0, ready.set_result))
-    try:
-        async with Rock(await asyncio.wait_for(ready, 30)) as rock:
-            yield rock
-    finally:
-        platform.control.request_shutdown()
-        await server
-        await platform.close()
 
 
 async def trace(env: EnvSession, disturb: Callable[[EnvSession], Awaitable[None]] | None) -> list[Any]:
@@ -84,7 +53,7 @@ def test_the_trace_after_a_loss_is_that_of_an_undisturbed_episode(
     counter: EnvCatalog, on_docker: Any, disturb: Callable[[EnvSession], Awaitable[None]]
 ) -> None:
     async def main() -> None:
-        async with served(on_docker.home, counter) as rock:
+        async with on_docker.served(counter) as rock:
             async with rock.env("counter", task="to-21", seed=4, options={"a": 1}) as env:
                 undisturbed = await trace(env, None)
             async with rock.env("counter", task="to-21", seed=4, options={"a": 1}) as env:
@@ -103,8 +72,7 @@ def test_the_trace_after_a_loss_is_that_of_an_undisturbed_episode(
                     return first not in {view.id for view in await rock.sandboxes()}
 
                 await on_docker.until(first_is_gone)
-        left = f"label=rock.instance={(on_docker.home / 'instance').read_text().strip()}"
-        assert await docker("ps", "-aq", "--filter", left) == ""
+        assert await left_of(on_docker.home) == ""
 
     asyncio.run(main())
 
@@ -113,7 +81,7 @@ def test_a_cancelled_episode_gives_its_sandbox_back_at_once_whatever_runs_in_it(
     counter: EnvCatalog, on_docker: Any
 ) -> None:
     async def main() -> None:
-        async with served(on_docker.home, counter) as rock:
+        async with on_docker.served(counter) as rock:
             held: list[str] = []
             stepping = asyncio.Event()
 

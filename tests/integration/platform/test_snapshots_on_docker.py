@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rock.api.app import create_app
-from rock.api.server import serve
 from rock.cluster.local import Platform
 from rock.cluster.settings import PlatformSettings, instance_of
-from rock.runtimes.building import build_environment
 from rock.runtimes.bundles import EnvCatalog
 from rock.runtimes.docker import LABEL_SNAPSHOT
-from rock.sdk import EnvSession, Rock
+from rock.sdk import EnvSession
 from rock.wire.models import SNAPSHOT_PREFIX, LeaseRequest, SnapshotRequest
+from tests.integration.platform.containers import docker, remove
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "envs"
 STEPS = 8
 DISTURBED_AFTER = 5
-
-
-async def docker(*argv: str) -> str:
-    done = await asyncio.to_thread(subprocess.run, ["docker", *argv], capture_output=True, text=True, check=True)
-    return str(done.stdout)
 
 
 async def kill_9(env: EnvSession) -> None:
@@ -39,10 +30,6 @@ async def kill_9(env: EnvSession) -> None:
     await asyncio.to_thread(subprocess.run, ["kill", "-9", pid], check=True)
     # The kernel ends the others after the first: until then the environment may take one more step.
     await asyncio.to_thread(psutil.wait_procs, doomed, 30)
-
-
-async def remove(env: EnvSession) -> None:
-    await docker("rm", "-f", f"rock-{env.sandbox_id}")
 
 
 async def nothing(env: EnvSession) -> None:
@@ -60,23 +47,8 @@ async def images(home: Path) -> list[str]:
 
 @pytest.fixture
 def ledger(on_docker: Any, docker_base: str) -> EnvCatalog:
-    catalog = EnvCatalog(on_docker.home, search=[FIXTURES])
-    build_environment(catalog, "ledger", quick=True)
+    catalog: EnvCatalog = on_docker.built("ledger")
     return catalog
-
-
-@asynccontextmanager
-async def served(stage: Any, catalog: EnvCatalog) -> AsyncIterator[Rock]:
-    platform = await Platform.open(PlatformSettings(stage.home, runtime=stage.runtime), catalog=catalog)
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    server = asyncio.create_task(serve(create_app(platform.control, key=""), "127.0.0.1", 0, ready.set_result))
-    try:
-        async with Rock(await asyncio.wait_for(ready, 30)) as rock:
-            yield rock
-    finally:
-        platform.control.request_shutdown()
-        await server
-        await platform.close()
 
 
 async def trace(env: EnvSession, disturb: Disturb) -> list[Any]:
@@ -94,7 +66,7 @@ def test_the_trace_after_a_loss_is_that_of_an_undisturbed_episode(
     ledger: EnvCatalog, on_docker: Any, disturb: Disturb
 ) -> None:
     async def main() -> None:
-        async with served(on_docker, ledger) as rock:
+        async with on_docker.served(ledger) as rock:
             async with rock.env("ledger", task="book-8", options={"plain": True}) as env:
                 undisturbed = await trace(env, nothing)
             async with rock.env("ledger", task="book-8", options={"plain": True}) as env:
@@ -119,7 +91,7 @@ def test_what_replay_cannot_bring_back_a_snapshot_does_and_nothing_is_left_at_th
     ledger: EnvCatalog, on_docker: Any
 ) -> None:
     async def main() -> None:
-        async with served(on_docker, ledger) as rock, rock.env("ledger", task="book-50") as env:
+        async with on_docker.served(ledger) as rock, rock.env("ledger", task="book-50") as env:
             await env.reset()
             for number in range(1, 4):
                 stamped = (await env.step(str(number))).observation
@@ -167,10 +139,9 @@ def test_snapshots_survive_a_restart_with_their_leases_and_are_swept_without(
 @pytest.mark.bwrap
 def test_where_nothing_can_be_kept_the_episode_is_replayed_from_the_start(on_bubblewrap: Any) -> None:
     async def main() -> None:
-        catalog = EnvCatalog(on_bubblewrap.home, search=[FIXTURES])
-        await asyncio.to_thread(build_environment, catalog, "ledger", quick=True)
+        catalog = await asyncio.to_thread(on_bubblewrap.built, "ledger")
         async with (
-            served(on_bubblewrap, catalog) as rock,
+            on_bubblewrap.served(catalog) as rock,
             rock.env("ledger", task="book-8", options={"plain": True}) as env,
         ):
             await env.reset()
