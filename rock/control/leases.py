@@ -159,7 +159,9 @@ class LeaseService:
     def _held_by(self, caller: Caller) -> int:
         return sum(lease.key_id == caller.key_id for lease in self._records) if caller.max_leases else 0
 
-    def _hold(self, lease: StoredLease) -> Held:
+    def _hold(self, lease: StoredLease, *, stored: bool = False) -> Held:
+        """``stored``: by an earlier process, which may have gone on to epochs that it could not write down. It cannot
+        have made more than one attempt a millisecond, so that what is counted from here is beyond all of them."""
         held_s = (datetime.now(UTC) - lease.created_at).total_seconds()
         held = self._book.grant(
             lease.id,
@@ -171,6 +173,7 @@ class LeaseService:
             recovers=lease.recovery != "none",
             recoveries=lease.recoveries,
             ends_at=self._clock.now() + lease.needs_s - held_s if lease.needs_s else inf,
+            next_epoch=int(held_s * 1000) if stored else 0,
         )
         self._records.know(lease)
         return held
@@ -315,6 +318,6 @@ class LeaseService:
 
     def adopt(self, lease: StoredLease, lost: str = "") -> None:
         """Take a stored lease over. ``lost``: why its sandbox is no more; empty if it lives."""
-        held = self._hold(lease)
+        held = self._hold(lease, stored=True)
         if lost:
             self.losses.lost(held, lost)

@@ -50,6 +50,8 @@ class Held:
     """False: ``sandbox_id`` is lost, and ``epoch`` is that of the latest attempt to replace it."""
     ends_at: float = inf
     """When it ends however often its holder beats: it asked for so much time and no more."""
+    next_epoch: int = 0
+    """The lowest for an attempt to find it another sandbox: those below may be out already."""
 
     def over(self, now: float) -> str:
         """Why its time has passed; empty if it has not."""
@@ -109,12 +111,24 @@ class LeaseBook:
         recovers: bool = False,
         recoveries: int = 0,
         ends_at: float = inf,
+        next_epoch: int = 0,
     ) -> Held:
         if lease_id in self._held or lease_id in self._ended:
             raise Conflict(f"lease {lease_id} exists already")
         if (other := self._by_sandbox.get(sandbox_id)) is not None:
             raise Conflict(f"sandbox {sandbox_id} is held by lease {other}")
-        held = Held(lease_id, sandbox_id, node, epoch, ttl_s, now + ttl_s, recovers, recoveries, ends_at=ends_at)
+        held = Held(
+            lease_id,
+            sandbox_id,
+            node,
+            epoch,
+            ttl_s,
+            now + ttl_s,
+            recovers,
+            recoveries,
+            ends_at=ends_at,
+            next_epoch=next_epoch,
+        )
         self._held[lease_id] = held
         self._by_sandbox[sandbox_id] = lease_id
         return held
@@ -175,8 +189,9 @@ class LeaseBook:
         held = self._held.get(lease_id)
         if held is None or held.bound:
             return None
-        self._held[lease_id] = replace(held, epoch=held.epoch + 1)
-        return held.epoch + 1
+        epoch = max(held.epoch + 1, held.next_epoch)
+        self._held[lease_id] = replace(held, epoch=epoch)
+        return epoch
 
     def catch_up(self, lease_id: str, epoch: int) -> Held:
         """Its holder speaks for a later epoch than the book knows: a crash forgot what was not yet stored. What is

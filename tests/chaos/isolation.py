@@ -10,6 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ import psutil
 from memory_guest import GuestLoop, MemoryServer
 from virtual_loop import VirtualLoop
 
+import rock.control.leases
 import rock.node.load
 import rock.runtimes.fake
 
@@ -65,6 +67,7 @@ def isolated(loop: VirtualLoop, seed: int, http: Callable[..., Any]) -> Iterator
         """Ids tell the order in which they were made."""
         return f"{next(numbers):0{2 * (nbytes or 4)}x}"
 
+    dates = SimpleNamespace(now=lambda zone: datetime.fromtimestamp(loop.time(), zone))
     before = random.getstate()
     random.seed(seed)
     with contextlib.ExitStack() as stack:
@@ -76,6 +79,7 @@ def isolated(loop: VirtualLoop, seed: int, http: Callable[..., Any]) -> Iterator
             (psutil, "cpu_times", lambda: _CPU),
             (os, "getloadavg", lambda: (0.0, 0.0, 0.0)),
             (rock.node.load, "_runnable", lambda: 0),
+            (rock.control.leases, "datetime", dates),
             (aiosqlite.core, "SimpleQueue", _Inline),
             (aiosqlite.core, "Thread", _NoThread),
             (rock.runtimes.fake, "Loop", GuestLoop),

@@ -55,6 +55,8 @@ class Witness:
         """To which the sandbox of an environment is bound."""
         self.episodes: list[Episode] = []
         self.epochs: dict[str, int] = {}
+        """Of the leases, as this control plane has said."""
+        self._bound: dict[tuple[str, int], str] = {}
         self.acts = 0
         self._accusations: list[str] = []
 
@@ -77,6 +79,11 @@ class Witness:
 
     # --- the books
 
+    def control_starts(self) -> None:
+        """What it could not write down in its last life it has forgotten: the epoch of a lease may fall, and none may
+        be given twice."""
+        self.epochs.clear()
+
     def look_at_leases(self, views: Iterable[LeaseView]) -> None:
         holders: dict[str, str] = {}
         for view in views:
@@ -87,6 +94,9 @@ class Witness:
                 continue
             if (other := holders.setdefault(view.sandbox_id, view.id)) != view.id:
                 raise Violation(f"sandbox {view.sandbox_id} is in two leases, {other} and {view.id}")
+            first = self._bound.setdefault((view.id, view.epoch), view.sandbox_id)
+            if first != view.sandbox_id:
+                raise Violation(f"epoch {view.epoch} of lease {view.id} was {first}'s and is {view.sandbox_id}'s")
 
     def look_at_nodes(self, fleets: Iterable[Fleet]) -> None:
         holders: dict[tuple[str, int], str] = {}

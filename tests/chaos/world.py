@@ -160,6 +160,7 @@ class World:
     async def _restart_control(self) -> None:
         """As a guardian does: until it comes up."""
         while True:
+            self.witness.control_starts()
             try:
                 if await self.brain.start():
                     return

@@ -133,6 +133,30 @@ def test_who_asks_while_there_is_none_is_told_to_ask_again_and_gets_it_later(sta
     asyncio.run(main())
 
 
+def test_an_epoch_that_a_crash_forgot_is_not_given_again(stage: Staging) -> None:
+    """The database took no writes when the lease moved on; its holder may still speak for that epoch."""
+
+    async def main() -> None:
+        async with stage() as it:
+            lease = await it.lease()
+
+            async def full(_: Any) -> None:
+                raise StorageError("the disk is full")
+
+            it.leases._records._store.rebind_lease = full
+            await it.runtimes[lease.endpoint.node].kill(lease.sandbox_id)
+            moved = await it.again(lease)
+            assert moved.epoch == 2
+            await it.end()
+            await it.begin()
+            assert it.leases.heartbeat(lease.id).epoch != 2
+            latest = await it.again(lease)
+            assert latest.epoch > 2
+            assert latest.sandbox_id != moved.sandbox_id
+
+    asyncio.run(main())
+
+
 def test_a_restart_keeps_the_epoch_and_recovers_what_did_not_survive_it(stage: Staging) -> None:
     async def main() -> None:
         async with stage() as it:
