@@ -125,8 +125,8 @@ class SdkSessions:
         self._needs_s = needs_s
         self._coming: tuple[str, ...] = ()
         self._asking: asyncio.Task[None] | None = None
-        self._own_images = True
-        """Until the platform says that none of the tasks asked for has one."""
+        self._own_images: bool | None = None
+        """Whether tasks of the environment, or its judge's, have images of their own; None until the first question."""
 
     def open(self, task: str, seed: int) -> AbstractAsyncContextManager[Session]:
         return self._rock.env(
@@ -157,7 +157,7 @@ class SdkSessions:
     def coming(self, tasks: Sequence[str]) -> None:
         """The platform makes their images meanwhile, where they have images of their own. One request at a time; what
         comes while it is under way is left to the next one."""
-        if self._own_images and (self._asking is None or self._asking.done()):
+        if self._own_images is not False and (self._asking is None or self._asking.done()):
             new = [task for task in tasks if task not in self._coming][:_ASKED_AT_ONCE]
             if new:
                 self._coming = tuple(tasks)
@@ -165,9 +165,18 @@ class SdkSessions:
 
     async def _prefetch(self, tasks: Sequence[str]) -> None:
         try:
-            self._own_images = await self._rock.prefetch(self._env, tasks) > 0
+            if self._own_images is None:
+                self._own_images = await self._have_images()
+            if self._own_images:
+                await self._rock.prefetch(self._env, tasks)
         except errors.RockError as error:  # a lease will fetch them, or say what is wrong
             log.info("images of %d tasks were not asked for ahead: %s", len(tasks), error)
+
+    async def _have_images(self) -> bool:
+        envs = {env.name: env for env in await self._rock.envs()}
+        played = envs.get(self._env)
+        judge = envs.get(played.judge) if played is not None else None
+        return any(env.task_images for env in (played, judge) if env is not None)
 
     async def close(self) -> None:
         if self._asking is not None:
