@@ -245,6 +245,7 @@ class Brain:
             except asyncio.CancelledError:
                 if self._killed != self._process:
                     raise  # not the life that began here, but whoever waits for it
+                self._stage.loop.kill(self._process)  # and what it began meanwhile
                 return False
             return True
 
@@ -260,6 +261,8 @@ class Brain:
             config = ControlConfig("chaos", {"play": stage.pool}, expire_every_s=0.5, reconcile_every_s=1.0)
             control = Control(config, self._database, nodes, OneEnv(stage.pool), rng=stage.rng)
             await control.open()
+            if self._killed == self._process:
+                raise asyncio.CancelledError  # nobody waited for anything of its own when it was killed
             for handle in late:
                 stage.loop.create_task(_join(control, handle))
         self.control = control
