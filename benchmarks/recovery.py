@@ -42,6 +42,8 @@ _THINK_S = 0.2
 _LONG_THINK_S = 0.8
 """Where a machine must first be given up before anything moves, or a median must first be a slow one: the episodes
 outlast that."""
+_NOTHING_S = 0.1
+"""What a step may take, beyond the pause before it, without having waited for anything."""
 _LASTING = frozenset({*OF_PLATFORM, "slow_10x"})
 _NOTICED = frozenset(
     {"sandbox.failed", "lease.recovering", "node.suspect", "node.dead", "node.lost", "control.restarted"}
@@ -183,7 +185,7 @@ class Benchmark:
             await asyncio.to_thread(undo)
         for play in plays:
             self._judge(play)
-        tally.resume_s += [_resumed(play, struck) for play in victims if play.end == "completed"]
+        tally.resume_s += [_resumed(play, struck, think_s) for play in victims if play.end == "completed"]
         tally.replay_s += [report.replay_s for play in plays for report in play.session.recoveries]
         tally.detect_s += await self._noticed(rock, struck_at)
 
@@ -242,11 +244,15 @@ class Benchmark:
         return sum(event.at >= began for event in events)
 
 
-def _resumed(play: Play, struck: float) -> float:
-    """Seconds from the strike to the end of the longest wait after it."""
+def _resumed(play: Play, struck: float, think_s: float) -> float:
+    """Seconds from the strike to the end of the longest wait after it; where none was longer than the player's own
+    pause, to the next answer."""
     pairs = zip([struck, *play.answered_at], play.answered_at, strict=False)
     waits = [(answered - before, answered) for before, answered in pairs if answered > struck]
-    return max(waits)[1] - struck if waits else 0.0
+    if not waits:
+        return 0.0
+    longest_s, ended = max(waits)
+    return (ended if longest_s > think_s + _NOTHING_S else waits[0][1]) - struck
 
 
 def _at(event: EventView) -> float:
