@@ -313,6 +313,8 @@ def _told_how_to_continue(plan: Plan) -> Iterator[None]:
 def _stopped(error: RollError | RockError, plan: Plan) -> Exception:
     from roll_core.training.run import RunDirectory
 
+    if isinstance(error, RunPaused) and error.for_good:
+        return error
     checkpoint = RunDirectory(plan.path).checkpoints(plan.recipe.checkpoint.keep).latest()
     if checkpoint is None and not isinstance(error, PlatformUnavailable):
         return error

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from rock.domain.alerts import Action
 from roll_core.config import Recipe
 from roll_core.errors import RunPaused
 from roll_core.training.alerts import Alarms, read_alerts, standing_rules
+from roll_core.training.cli import Plan, _stopped
 
 
 def recipe(**alerts: Any) -> Recipe:
@@ -195,3 +197,14 @@ def test_who_cannot_be_told_is_named_in_the_log_and_the_run_goes_on(
 def test_rules_that_cannot_be_are_refused_before_the_run(alerts: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         recipe(**alerts)
+
+
+@pytest.mark.parametrize(("for_good", "told"), [(True, False), (False, True)], ids=["stopped", "paused"])
+def test_how_to_go_on_is_said_unless_the_rule_stopped_the_run_for_good(
+    for_good: bool, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = SimpleNamespace(latest=lambda: tmp_path / "step-3")
+    monkeypatch.setattr("roll_core.training.run.RunDirectory.checkpoints", lambda *_: checkpoint)
+    last_words = _stopped(RunPaused("Alert voids.", for_good=for_good), Plan(recipe(), tmp_path))
+    assert str(last_words).startswith("Alert voids.")
+    assert ("--resume" in str(last_words)) is told
